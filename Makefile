@@ -1,0 +1,53 @@
+# Everything here works on a fresh machine with Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(shell cat pyproject.toml .ci/requirements.txt .ci/requirements-nodeps.txt | cksum | cut -d' ' -f1)
+WORKERS ?= 2
+
+.PHONY: demo test test-slow check bench install system lock clean
+
+demo: $(READY)  ## The main job on real local inference, in about a minute; leaves nothing running
+	@$(BIN)/python -m tests.demo
+
+test: $(READY) system  ## The fast suite, on SQLite and PostgreSQL
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
+
+test-slow: $(READY) system  ## What takes minutes: long fault runs, re-derivations
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests
+
+check: $(READY)  ## Lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) system  ## direct, nginx, LiteLLM and Weir in one interleaved run: ratios and CPU per request
+	$(BIN)/python -m tests.bench
+
+install: $(READY)
+
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .ci/requirements-nodeps.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+# Servers that tests and benchmarks start themselves; only what is missing is installed.
+system:
+	@missing=; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing="$$missing nginx-light"; \
+	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
+	[ -z "$$missing" ] && exit 0; \
+	command -v apt-get >/dev/null || { echo "install these with your package manager:$$missing" >&2; exit 1; }; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
+	$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$missing
+
+lock:  ## Pin every dependency, with hashes, for all platforms and Pythons (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate -o .ci/requirements.txt
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .hypothesis
