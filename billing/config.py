@@ -1,0 +1,207 @@
+"""`weir.toml` and the environment become one frozen `Config`; an unknown key names its nearest valid one.
+
+Precedence: `WEIR_SECTION__KEY` (and `STRIPE_API_KEY`, `STRIPE_WEBHOOK_SECRET`) over the file over the defaults.
+Relative paths are relative to the file's folder.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from billing.errors import ConfigError
+
+ENV_PREFIX = "WEIR_"
+STRIPE_ENV = {"STRIPE_API_KEY": "api_key", "STRIPE_WEBHOOK_SECRET": "webhook_secret"}
+
+UpstreamKind = Literal["auto", "llamacpp", "vllm", "sglang", "ollama", "lmstudio", "openai"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Gateway(_Section):
+    """Where the gateway listens, and its own limits."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8787, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)
+    max_body_mb: int = Field(default=32, ge=1, le=1024)
+    admin_token: str = ""
+    shutdown_grace_s: int = Field(default=30, ge=0, le=3600)
+
+
+class Database(_Section):
+    """Where the ledger is: `sqlite:///weir.db` or `postgresql+psycopg://…`."""
+
+    url: str = "sqlite:///weir.db"
+
+
+class Upstream(_Section):
+    """One model server. `models` maps public names to the server's; empty means: ask its /v1/models."""
+
+    name: str = Field(min_length=1, max_length=100)
+    url: str
+    api_key: str = ""
+    kind: UpstreamKind = "auto"
+    weight: int = Field(default=1, ge=1, le=1000)
+    models: dict[str, str] = Field(default_factory=dict)
+    connect_timeout_s: int = Field(default=5, ge=1, le=600)
+    first_byte_timeout_s: int = Field(default=600, ge=1, le=86_400)
+    idle_timeout_s: int = Field(default=120, ge=1, le=86_400)
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/").removesuffix("/v1")
+
+
+class Billing(_Section):
+    """Currency, calendar and the margin that holds while no global rule exists."""
+
+    currency: str = Field(default="usd", pattern=r"^[a-z]{3}$")
+    timezone: str = "UTC"
+    push_interval_s: int = Field(default=60, ge=1, le=3600)
+    default_margin: str = "30%"
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_zone(cls, value: str) -> str:
+        if value != "UTC" and value not in available_timezones():
+            raise ValueError("is not an IANA time zone such as Europe/Berlin")
+        return value
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone of calendar budgets and reports."""
+        return ZoneInfo(self.timezone)
+
+
+class Stripe(_Section):
+    """Stripe's keys and addresses; nothing is sent while `enabled` is false or no key is set."""
+
+    enabled: bool = True
+    mode: Literal["amount", "tokens"] = "amount"
+    api_key: str = ""
+    webhook_secret: str = ""
+    api_base: str = "https://api.stripe.com"
+    meter_events_base: str = "https://meter-events.stripe.com"
+    meter_event_name: str = Field(default="weir_usage_micro", min_length=1, max_length=100)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything may be sent to Stripe."""
+        return self.enabled and bool(self.api_key)
+
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """The signing secrets that are valid now: several, comma-separated, while one is rolled."""
+        return tuple(secret.strip() for secret in self.webhook_secret.split(",") if secret.strip())
+
+
+class Dunning(_Section):
+    """What an unpaid invoice leads to: after the grace period, suspension (0: at once)."""
+
+    grace_days: int = Field(default=3, ge=0, le=365)
+    action: Literal["suspend", "none"] = "suspend"
+
+
+class Limits(_Section):
+    """What a key without limits of its own may do; 0 means no limit."""
+
+    default_rpm: int = Field(default=0, ge=0)
+    default_tpm: int = Field(default=0, ge=0)
+    default_max_output_tokens: int = Field(default=4096, ge=1)
+
+
+class Config(_Section):
+    """The whole configuration, frozen."""
+
+    gateway: Gateway = Gateway()
+    database: Database = Database()
+    upstreams: tuple[Upstream, ...] = ()
+    tokenizers: dict[str, str] = Field(default_factory=dict)
+    billing: Billing = Billing()
+    stripe: Stripe = Stripe()
+    dunning: Dunning = Dunning()
+    limits: Limits = Limits()
+
+    @field_validator("upstreams")
+    @classmethod
+    def _names_differ(cls, value: tuple[Upstream, ...]) -> tuple[Upstream, ...]:
+        names = [upstream.name for upstream in value]
+        if len(set(names)) != len(names):
+            raise ValueError("two upstreams have the same name")
+        return value
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read the file (None: `weir.toml` in the working folder, if there is one) and the environment.
+
+    Raises ConfigError, one line that says what to change.
+    """
+    chosen = path if path is not None else Path("weir.toml")
+    raw: dict[str, Any] = {}
+    if path is not None or chosen.exists():
+        try:
+            raw = tomllib.loads(chosen.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{chosen} does not exist; `weir init` writes one") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{chosen} is not valid TOML: {error}") from None
+    _overlay_environment(raw, environ)
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{chosen}: {_first_fault(error)}") from None
+    return _with_absolute_database(config, chosen.resolve().parent)
+
+
+def _overlay_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name, value in sorted(environ.items()):
+        if name in STRIPE_ENV:
+            _section(raw, "stripe")[STRIPE_ENV[name]] = value
+        elif name.startswith(ENV_PREFIX) and "__" in name:
+            section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+            if section == "upstreams" or section == "tokenizers":
+                raise ConfigError(f"{name}: [{section}] can only be set in the file")
+            _section(raw, section)[key] = value
+
+
+def _section(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    section = raw.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"[{name}] must be a table")
+    return section
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+    model: type[BaseModel] = Config
+    for part in fault["loc"][:-1]:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = Upstream if part == "upstreams" else annotation  # type: ignore[assignment]
+    key = str(fault["loc"][-1])
+    nearest = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.0)
+    return f"unknown key {where!r}; did you mean {nearest[0]!r}?"
+
+
+def _with_absolute_database(config: Config, folder: Path) -> Config:
+    prefix = "sqlite:///"
+    url = config.database.url
+    if not url.startswith(prefix) or url.startswith(prefix + "/"):
+        return config
+    absolute = prefix + str(folder / url.removeprefix(prefix))
+    return config.model_copy(update={"database": Database(url=absolute)})

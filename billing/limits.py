@@ -1,0 +1,56 @@
+"""A limit on everything that could grow, with its unit in its name, and the relations between them.
+
+What an operator may want to change is in `billing/config.py`; these hold whatever the configuration says.
+"""
+
+from billing.money import PICO_PER_MAJOR, PICO_PER_MICRO
+
+TOKENS_PER_EVENT_MAX = 10**9
+"""No request has more tokens; a count above it is an upstream's mistake and is clamped."""
+
+RATE_PICO_MAX = 9_000 * PICO_PER_MICRO
+"""The dearest rate, 9,000 per 1M tokens: then an event's amount always fits 63 bits."""
+
+REQUEST_FEE_PICO_MAX = 100 * PICO_PER_MAJOR
+"""The dearest per-request fee: 100 major units."""
+
+RATE_UNUSUAL_LOW = 100
+"""Below 0.0001 per 1M tokens a rate is taken for one per token."""
+
+RATE_UNUSUAL_HIGH = 1_000 * PICO_PER_MICRO
+"""Above 1,000 per 1M tokens a rate is taken for one in cents, or per 1M of something else."""
+
+MARKUP_PPM_UNUSUAL = 10_000_000
+"""Above 1,000 % on the cost a margin is taken for a slip of the decimal point."""
+
+MARGIN_PPM_MAX = 1_000_000_000
+"""The largest margin in either direction, 100,000 %."""
+
+MODEL_NAME_CHARS_MAX = 200
+"""The longest public name of a model."""
+
+QUOTE_CACHE_ENTRIES_MAX = 65_536
+"""Quotes that one price book keeps at hand; above it, it starts over."""
+
+RECORD_BATCH_ROWS_MAX = 512
+"""Usage events in one commit."""
+
+RECORD_QUEUE_ROWS_MAX = 50_000
+"""Usage events that may wait for a commit; above it new requests are refused."""
+
+RESPONSE_BODY_BYTES_MAX = 256 * 2**20
+"""A non-streamed answer is held whole until it is recorded; a larger one is an upstream's fault."""
+
+STREAM_EVENT_BYTES_MAX = 16 * 2**20
+"""One event of a stream."""
+
+HEADER_BYTES_MAX = 64 * 2**10
+"""All header lines of one request or response."""
+
+STRIPE_UNITS_PER_EVENT_MAX = 10**15 - 1
+"""Stripe takes at most 15 significant digits in a meter event's value (changelog 2026-04-22.dahlia)."""
+
+WEBHOOK_BODY_BYTES_MAX = 2**20
+"""One event of Stripe's; the objects in it list at most ten rows of a kind."""
+
+assert RATE_PICO_MAX * TOKENS_PER_EVENT_MAX + REQUEST_FEE_PICO_MAX < 2**63

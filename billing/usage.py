@@ -1,0 +1,111 @@
+"""What a request used, in tokens, and the event that records it.
+
+One convention, whatever the upstream's: `input_tokens` is the whole prompt and `cached_input_tokens` a part
+of it; `output_tokens` is all that was generated and `reasoning_tokens` a part of it. A part is never above its
+whole: `provable` makes sure, and names what was wrong.
+"""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Outcome(StrEnum):
+    """How a request ended; only these are recorded (a refused request leaves no event)."""
+
+    COMPLETED = "completed"
+    CLIENT_CLOSED = "client_closed"
+    UPSTREAM_ERROR = "upstream_error"
+    INTERRUPTED = "interrupted"
+    STOPPED = "stopped"
+    ADJUSTMENT = "adjustment"
+
+
+class CountSource(StrEnum):
+    """Who counted the tokens: the model server, or we on the model's own vocabulary."""
+
+    UPSTREAM = "upstream"
+    COUNTED = "counted"
+
+
+class Anomaly(StrEnum):
+    """What could not be true in the usage that an upstream reported."""
+
+    NEGATIVE = "negative"
+    CACHED_EXCEEDS_INPUT = "cached_exceeds_input"
+    REASONING_EXCEEDS_OUTPUT = "reasoning_exceeds_output"
+    OUTPUT_EXCEEDS_LIMIT = "output_exceeds_limit"
+    INPUT_IMPLAUSIBLE = "input_implausible"
+    OUTPUT_MISMATCH = "output_mismatch"
+
+
+class Usage(NamedTuple):
+    """Token counts of one response; parts are included in their wholes."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+def provable(reported: Usage, output_tokens_max: int | None) -> tuple[Usage, tuple[Anomaly, ...]]:
+    """Clamp what can not be true to its provable part, and name each clamp.
+
+    Negative becomes 0, a part becomes at most its whole, output becomes at most what was allowed
+    (`output_tokens_max`, the request's max tokens × n; None if the request set no limit).
+    """
+    given = (
+        reported.input_tokens,
+        reported.output_tokens,
+        reported.cached_input_tokens,
+        reported.reasoning_tokens,
+    )
+    input_tokens, output_tokens, cached, reasoning = (max(0, count) for count in given)
+    anomalies: list[Anomaly] = []
+    if min(given) < 0:
+        anomalies.append(Anomaly.NEGATIVE)
+    if cached > input_tokens:
+        cached = input_tokens
+        anomalies.append(Anomaly.CACHED_EXCEEDS_INPUT)
+    if output_tokens_max is not None and output_tokens > output_tokens_max:
+        output_tokens = output_tokens_max
+        anomalies.append(Anomaly.OUTPUT_EXCEEDS_LIMIT)
+        reasoning = min(reasoning, output_tokens)
+    if reasoning > output_tokens:
+        reasoning = output_tokens
+        anomalies.append(Anomaly.REASONING_EXCEEDS_OUTPUT)
+    if not anomalies:
+        return reported, ()
+    return Usage(input_tokens, output_tokens, cached, reasoning), tuple(anomalies)
+
+
+class UsageEvent(NamedTuple):
+    """One row of `usage_events`, in the order of its columns, so that it is bound as it is.
+
+    Instants are microseconds since 1970 UTC, amounts picounits. `price_ref` names the quote (unit prices, cost
+    rate and margin rule) that priced it. `window_start` is the billing window that it counts in.
+    """
+
+    id: str
+    customer_id: str
+    api_key_id: str
+    model: str
+    upstream: str
+    upstream_model: str
+    endpoint: str
+    started_at: int
+    first_token_at: int | None
+    finished_at: int
+    outcome: str
+    http_status: int
+    count_source: str
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost_pico: int
+    amount_pico: int
+    price_ref: str
+    window_start: int
+    anomaly: str | None = None
+    adjusts: str | None = None
+    tags: str | None = None
