@@ -1,0 +1,170 @@
+"""PriceBook: all rates and rules at one moment, and the only place where a price is decided, `quote`.
+
+A book never changes; a changed ledger gives a new book. A model without a cost in force has no quote, so
+nothing is served for nothing by accident. Names of models are exact: there is no wildcard to match more than
+was meant.
+
+Speed: a quote is worked out once per (model, customer) and version, and kept with the interval [since, until)
+in which no version begins. The usual call is then one dictionary lookup and two comparisons of integers.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from billing.clock import Instant
+from billing.limits import QUOTE_CACHE_ENTRIES_MAX
+from billing.pricing import margins
+from billing.pricing.margins import Margin, MarginRule, Reason, Scope
+from billing.pricing.quote import Quote
+from billing.pricing.rates import CostRate, in_order, next_start, version_at
+
+FOREVER = Instant(2**63 - 1)
+
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
+
+
+class PriceBook:
+    """An immutable snapshot of every cost rate and margin rule, in one currency."""
+
+    __slots__ = ("_held", "_rates", "_rules", "cost_rates", "currency", "default_margin", "margin_rules")
+
+    def __init__(
+        self,
+        cost_rates: Iterable[CostRate],
+        margin_rules: Iterable[MarginRule],
+        default_margin: Margin,
+        currency: str,
+    ) -> None:
+        self.cost_rates = in_order(cost_rates)
+        self.margin_rules = in_order(margin_rules)
+        self.default_margin = default_margin
+        self.currency = currency
+        self._rates = _grouped((rate.model, rate) for rate in self.cost_rates)
+        self._rules = _grouped((rule.scope, rule) for rule in self.margin_rules)
+        self._held: dict[tuple[str, str | None], tuple[Quote, Instant, Instant]] = {}
+
+    def quote(self, model: str, customer_id: str | None, at: Instant) -> Quote | None:
+        """Return what the model costs and earns for the customer (None: for one without rules) at an instant.
+
+        None while no cost is in force, or the price is beyond what the ledger can hold: then nothing is sold.
+        """
+        held = self._held.get((model, customer_id))
+        if held is not None and held[1] <= at < held[2]:
+            return held[0]
+        return self._hold(model, customer_id, at)
+
+    def _hold(self, model: str, customer_id: str | None, at: Instant) -> Quote | None:
+        """Work a quote out and keep it; what has no quote is not kept, for clients may ask for any name."""
+        quote = self.resolve(model, customer_id, at)
+        if quote is None or quote.units_beyond_limit():
+            return None
+        since = max(_started(self._timelines(model, customer_id), at))
+        until = self._next_start(model, customer_id, at)
+        if len(self._held) >= QUOTE_CACHE_ENTRIES_MAX:
+            self._held.clear()
+        self._held[model, customer_id] = quote, since, FOREVER if until is None else until
+        return quote
+
+    def resolve(self, model: str, customer_id: str | None, at: Instant) -> Quote | None:
+        """Work out the quote that rates and rules give, even one too high to be sold; None without a cost."""
+        rate = self.cost_rate(model, at)
+        if rate is None:
+            return None
+        rule = self.winner(model, customer_id, at)
+        margin = self.margin(model, customer_id, at)
+        return Quote.of(
+            model=model,
+            currency=self.currency,
+            cost_rate_id=rate.id,
+            margin_rule_id=rule.id if rule is not None else None,
+            margin=str(margin),
+            cost=rate.unit_prices,
+            price=margins.apply_to_all(rate.unit_prices, margin),
+        )
+
+    def cost_rate(self, model: str, at: Instant) -> CostRate | None:
+        """Return the cost of a model in force at an instant."""
+        return version_at(self._rates.get(model, ()), at)
+
+    def winner(self, model: str, customer_id: str | None, at: Instant) -> MarginRule | None:
+        """Return the margin rule that decides at an instant, or None while the default margin does."""
+        return margins.winner(self._rules, model, customer_id, at)
+
+    def margin(self, model: str, customer_id: str | None, at: Instant) -> Margin:
+        """Return the margin that holds at an instant."""
+        rule = self.winner(model, customer_id, at)
+        return self.default_margin if rule is None or rule.margin is None else rule.margin
+
+    def is_priced(self, model: str, customer_id: str | None, at: Instant) -> bool:
+        """Tell whether the model may be sold to the customer at an instant."""
+        return self.quote(model, customer_id, at) is not None
+
+    def next_change(self, model: str, customer_id: str | None, at: Instant) -> Instant | None:
+        """Return the first instant after `at` with another quote, or the first, or none any more."""
+        present = self.quote(model, customer_id, at)
+        for start in self.starts(model, customer_id, at):
+            if self.quote(model, customer_id, start) != present:
+                return start
+        return None
+
+    def explain(self, model: str, customer_id: str | None, at: Instant) -> tuple[Reason, ...]:
+        """Return every margin rule that could apply and why it won or lost, the most specific first."""
+        return margins.explain(self._rules, self.default_margin, model, customer_id, at)
+
+    def models(self) -> tuple[str, ...]:
+        """Return the models that have a cost at some time, sorted."""
+        return tuple(sorted(self._rates))
+
+    def customers_with_rules(self) -> tuple[str, ...]:
+        """Return the ids of customers that have a margin of their own at some time, sorted."""
+        return tuple(sorted({scope.customer_id for scope in self._rules if scope.customer_id is not None}))
+
+    def versions_of_cost(self, model: str) -> tuple[CostRate, ...]:
+        """Return all costs of a model in order."""
+        return self._rates.get(model, ())
+
+    def versions_of_margin(self, scope: Scope) -> tuple[MarginRule, ...]:
+        """Return all rules of exactly this scope in order."""
+        return self._rules.get(scope, ())
+
+    def with_cost_rate(self, rate: CostRate) -> "PriceBook":
+        """Return the book as it will be with one more rate."""
+        return PriceBook((*self.cost_rates, rate), self.margin_rules, self.default_margin, self.currency)
+
+    def with_margin_rule(self, rule: MarginRule) -> "PriceBook":
+        """Return the book as it will be with one more rule."""
+        return PriceBook(self.cost_rates, (*self.margin_rules, rule), self.default_margin, self.currency)
+
+    def starts(self, model: str, customer_id: str | None, after: Instant) -> Iterator[Instant]:
+        """Give each later instant at which a version that matters to model and customer begins, in order."""
+        start = self._next_start(model, customer_id, after)
+        while start is not None:
+            yield start
+            start = self._next_start(model, customer_id, start)
+
+    def _next_start(self, model: str, customer_id: str | None, at: Instant) -> Instant | None:
+        timelines = self._timelines(model, customer_id)
+        return min((start for line in timelines if (start := next_start(line, at)) is not None), default=None)
+
+    def _timelines(self, model: str, customer_id: str | None) -> tuple[Sequence[CostRate | MarginRule], ...]:
+        """Return every list of versions that can change the quote."""
+        rules = (self._rules.get(scope, ()) for scope in margins.scopes_for(model, customer_id))
+        return self._rates.get(model, ()), *rules
+
+
+def _started(timelines: Iterable[Sequence[CostRate | MarginRule]], at: Instant) -> Iterator[Instant]:
+    """Give the start of the version in force at an instant in each list that has one."""
+    for line in timelines:
+        version = version_at(line, at)
+        if version is not None:
+            yield version.effective_from
+
+
+def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, tuple[_V, ...]]:
+    """Group values by key, in their order."""
+    groups: defaultdict[_K, list[_V]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return {key: tuple(values) for key, values in groups.items()}

@@ -1,0 +1,95 @@
+"""A quote: what one model's tokens cost and earn for one customer, fixed at a version of rates and rules.
+
+The amount is exact: (input − cached) × input + cached × cached_input + (output − reasoning) × output
++ reasoning × reasoning + the request fee, in picounits, with no rounding (the unit prices were rounded when
+published).
+"""
+
+import json
+from dataclasses import astuple, dataclass, fields
+from hashlib import sha256
+
+from billing.limits import RATE_PICO_MAX, REQUEST_FEE_PICO_MAX
+from billing.money import Pico, PicoPerToken
+from billing.usage import Usage
+
+REF_HEX_CHARS = 16
+"""64 bits of a hash: among a million quotes two share a ref once in 37 million, and `store_quote` checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPrices:
+    """Picounits per token of each type, and per request; parts without a rate of their own: their whole's."""
+
+    input: PicoPerToken
+    cached_input: PicoPerToken
+    output: PicoPerToken
+    reasoning: PicoPerToken
+    request: Pico
+
+    def charge(self, usage: Usage) -> Pico:
+        """Price a usage whose parts are within their wholes (`billing.usage.provable`), exactly."""
+        return Pico(
+            (usage.input_tokens - usage.cached_input_tokens) * self.input
+            + usage.cached_input_tokens * self.cached_input
+            + (usage.output_tokens - usage.reasoning_tokens) * self.output
+            + usage.reasoning_tokens * self.reasoning
+            + self.request
+        )
+
+
+UNITS: tuple[str, ...] = tuple(field.name for field in fields(UnitPrices))
+"""What is priced, in the order in which people read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """Cost and price per unit, and the versions that they come from; made by `Quote.of`.
+
+    `ref` is derived from all other fields, so equal quotes have equal refs; `margin_rule_id` is None while
+    `billing.default_margin` holds. `margin` is the rule in words, such as "30%" or "margin:40%".
+    """
+
+    ref: str
+    model: str
+    currency: str
+    cost_rate_id: str
+    margin_rule_id: str | None
+    margin: str
+    cost: UnitPrices
+    price: UnitPrices
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        model: str,
+        currency: str,
+        cost_rate_id: str,
+        margin_rule_id: str | None,
+        margin: str,
+        cost: UnitPrices,
+        price: UnitPrices,
+    ) -> "Quote":
+        """Make the quote of these fields, and its ref: their hash, the same on every host for ever."""
+        content = [model, currency, cost_rate_id, margin_rule_id, margin, astuple(cost), astuple(price)]
+        ref = sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:REF_HEX_CHARS]
+        return cls(ref, model, currency, cost_rate_id, margin_rule_id, margin, cost, price)
+
+    def units_beyond_limit(self) -> tuple[str, ...]:
+        """Name the units whose price is so high that an event's amount might not fit the ledger."""
+        return tuple(
+            unit
+            for unit, price in zip(UNITS, astuple(self.price), strict=True)
+            if price > (REQUEST_FEE_PICO_MAX if unit == "request" else RATE_PICO_MAX)
+        )
+
+    def units_below_cost(self) -> tuple[str, ...]:
+        """Name the units that are sold at a loss."""
+        pairs = zip(UNITS, astuple(self.cost), astuple(self.price), strict=True)
+        return tuple(unit for unit, cost, price in pairs if price < cost)
+
+    def units_given_away(self) -> tuple[str, ...]:
+        """Name the units that cost something and are sold for nothing."""
+        pairs = zip(UNITS, astuple(self.cost), astuple(self.price), strict=True)
+        return tuple(unit for unit, cost, price in pairs if price == 0 < cost)

@@ -1,0 +1,1 @@
+"""What must hold for any input; each property stands beside an example worked out by hand."""

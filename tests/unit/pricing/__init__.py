@@ -1,0 +1,1 @@
+"""Pricing, piece by piece."""
