@@ -1,0 +1,2 @@
+"""Tests of `billing/tokens`: our counts against published fingerprints, real servers' counts and another
+library."""
