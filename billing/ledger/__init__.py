@@ -1,0 +1,22 @@
+"""The ledger: the only home of SQL.
+
+Every function takes `conn` first and never begins or commits: a caller at the edge opens one transaction
+(`database.Database.writing`) and calls several, so that "event + rollup" or "deltas + batches + carry" is one
+transaction by construction. Rows do not leave this package: frozen dataclasses do. Core tables and not the ORM,
+because nothing may query behind the reader's back, and the hot insert binds a NamedTuple as it is.
+
+    schema      every table and constraint, and the invariant each guards
+    database    engine, transactions, advisory locks: all differences between SQLite and PostgreSQL
+    epoch       one number that grows with each change that gateways must see within a second
+    migrate     the one way to this program's schema, and the check that the database is on it
+    partitions  the months of usage_events on PostgreSQL
+    audit       who changed what
+    accounts    customers, suspensions, API keys
+    versions    dated cost rates and margin rules → PriceBook
+    events      usage events and their hourly rollups, in one transaction
+    outbox      rollup deltas → meter_batches and carry
+    inbox       stripe_events: stored before the 200, worked off in the background
+    totals      sums over the rollups, for reports
+    tracing     one request, from its event to its batch
+    backup      a copy of the whole ledger while it is being written
+"""

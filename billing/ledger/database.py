@@ -1,0 +1,172 @@
+"""Engine, transactions and locks: every difference between SQLite and PostgreSQL is here.
+
+A transaction is opened at the edge, `with database.writing() as conn:`, and commits when the block ends. On SQLite
+a writing one begins IMMEDIATE, so that a read inside it can not be stale by the time it writes; on PostgreSQL the
+functions that read before they write say which row lock they take. SQLite runs in WAL mode with synchronous=FULL:
+a commit that returned survives a power cut (https://sqlite.org/pragma.html#pragma_synchronous).
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.pool import QueuePool
+
+from billing.errors import ConfigError, DatabaseAwayError
+
+SQLITE_BUSY_TIMEOUT_MS = 10_000
+SQLITE_CACHE_KIB = 16 * 1024
+
+
+class Database:
+    """One database, its engine, and how to open transactions on it."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.engine.make_url(url)
+        except sa.exc.ArgumentError:
+            raise ConfigError("database.url is not a URL such as sqlite:///weir.db") from None
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if not self.is_sqlite and parsed.get_backend_name() != "postgresql":
+            raise ConfigError("database.url must begin with sqlite:/// or postgresql+psycopg://")
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self.url = parsed
+        self.engine = _sqlite_engine(parsed) if self.is_sqlite else _postgresql_engine(parsed)
+
+    def close(self) -> None:
+        """Give back every pooled connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """Open a transaction that may write; it commits at the end of the block, or rolls back on an exception."""
+        with self._connected() as connection:
+            if self.is_sqlite:
+                connection = connection.execution_options(weir_begin="BEGIN IMMEDIATE")
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def writing_on(self, held: list[sa.Connection]) -> Iterator[sa.Connection]:
+        """Open a writing transaction on the one connection in `held`, or on a new one that is kept there.
+
+        For one thread that commits all the time: a checkout costs more than the commit of a row. After an exception the
+        connection is dropped, since it may be dead.
+        """
+        if not held:
+            try:
+                connection = self.engine.connect()
+            except (OperationalError, InterfaceError) as error:
+                raise DatabaseAwayError(f"the database does not answer: {_one_line(error)}") from None
+            held.append(connection.execution_options(weir_begin="BEGIN IMMEDIATE") if self.is_sqlite else connection)
+        try:
+            with held[0].begin():
+                yield held[0]
+        except BaseException:
+            held.pop().invalidate()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """Open a transaction that only reads, on one snapshot."""
+        with self._connected() as connection:
+            if not self.is_sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        try:
+            connection = self.engine.connect()
+        except (OperationalError, InterfaceError) as error:
+            raise DatabaseAwayError(f"the database does not answer: {_one_line(error)}") from None
+        with connection:
+            yield connection
+
+    def ping(self) -> None:
+        """Raise DatabaseAwayError unless the database answers a query."""
+        try:
+            with self.reading() as conn:
+                conn.execute(sa.text("SELECT 1"))
+        except (OperationalError, InterfaceError) as error:
+            raise DatabaseAwayError(f"the database does not answer: {_one_line(error)}") from None
+
+    @contextmanager
+    def elected(self, job: str) -> Iterator[bool]:
+        """Give True to one process at a time for `job`, among all hosts; the lock dies with its holder.
+
+        PostgreSQL: a session advisory lock on a connection of its own. SQLite: flock on a file beside the database.
+        """
+        if self.is_sqlite:
+            yield from self._elected_by_file(job)
+            return
+        with self._connected() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            number = crc32(f"weir:{job}".encode())
+            is_mine = connection.scalar(sa.text("SELECT pg_try_advisory_lock(:n)"), {"n": number}) is True
+            try:
+                yield is_mine
+            finally:
+                if is_mine:
+                    connection.execute(sa.text("SELECT pg_advisory_unlock(:n)"), {"n": number})
+
+    def _elected_by_file(self, job: str) -> Iterator[bool]:
+        path = Path(f"{self.url.database}.{job}.lock")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
+
+
+def is_away(error: DBAPIError) -> bool:
+    """Tell whether an error means that the database can not be reached or written now, rather than a fault of ours."""
+    return isinstance(error, OperationalError | InterfaceError)
+
+
+def _one_line(error: Exception) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return " ".join(str(cause).split())[:200]
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    if not url.database or url.database == ":memory:":
+        raise ConfigError("database.url must name a file, such as sqlite:///weir.db")
+    engine = sa.create_engine(url, poolclass=QueuePool, pool_size=8, hide_parameters=True, connect_args={"timeout": 10})
+
+    @sa.event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves: sqlite3's own begins too late for reads
+        for pragma in (
+            f"busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            f"cache_size = -{SQLITE_CACHE_KIB}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("weir_begin", "BEGIN"))
+
+    return engine
+
+
+def _postgresql_engine(url: sa.URL) -> sa.Engine:
+    return sa.create_engine(
+        url, pool_size=8, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+    )

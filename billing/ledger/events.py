@@ -1,0 +1,96 @@
+"""Usage events and their hourly rollups, written together: Σ events = Σ rollups by construction.
+
+A rollup row (customer, window, key, model, shard) grows in the transaction that inserts the events it counts, so
+no job can lag, skip or count twice, and reports never read events. A row's `window_seq` grows each time that the
+outbox assigns it to a batch; each event keeps the number it found, which is how `trace` finds its batch exactly.
+
+`shard` is the writing worker's: workers never wait for each other's row locks, and within a transaction rows are
+taken in key order, so that two writers can not deadlock.
+
+The statements go to the driver as they are (a tuple per row): SQLAlchemy Core costs 30 µs a row here, this 3.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import sqlalchemy as sa
+
+from billing.ledger import schema
+from billing.usage import UsageEvent
+
+RollupKey = tuple[str, int, str, str, int]
+
+_SUMS = (
+    "requests",
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cost_micro",
+    "cost_pico",
+    "amount_micro",
+    "amount_pico",
+)
+_KEY = ("customer_id", "window_start", "api_key_id", "model", "shard")
+_PICO_PER_MICRO = 1_000_000
+
+
+def append(conn: sa.Connection, events: Sequence[UsageEvent], shard: int) -> None:
+    """Insert the events and add them to their rollups. Raises IntegrityError if an id is already there."""
+    insert_sql, upsert_sql = _statements(conn.dialect.paramstyle)
+    sequences: dict[RollupKey, int] = {}
+    for key, sums in sorted(_summed(events, shard).items()):
+        sequences[key] = conn.exec_driver_sql(upsert_sql, (*key, *sums)).scalar_one()
+    rows = [
+        (*event, shard, sequences[event.customer_id, event.window_start, event.api_key_id, event.model, shard])
+        for event in events
+    ]
+    conn.exec_driver_sql(insert_sql, rows)
+
+
+def absent(conn: sa.Connection, events: Sequence[UsageEvent]) -> list[UsageEvent]:
+    """Return those events whose ids are not recorded yet: for a commit whose answer was lost."""
+    table = schema.usage_events
+    found = conn.execute(sa.select(table.c.id).where(table.c.id.in_([event.id for event in events])))
+    recorded = set(found.scalars())
+    return [event for event in events if event.id not in recorded]
+
+
+def _summed(events: Sequence[UsageEvent], shard: int) -> dict[RollupKey, list[int]]:
+    totals: dict[RollupKey, list[int]] = {}
+    for event in events:
+        key = (event.customer_id, event.window_start, event.api_key_id, event.model, shard)
+        sums = totals.get(key)
+        if sums is None:
+            sums = totals[key] = [0] * len(_SUMS)
+        cost_micro, cost_pico = divmod(event.cost_pico, _PICO_PER_MICRO)
+        amount_micro, amount_pico = divmod(event.amount_pico, _PICO_PER_MICRO)
+        sums[0] += 1
+        sums[1] += event.input_tokens
+        sums[2] += event.cached_input_tokens
+        sums[3] += event.output_tokens
+        sums[4] += event.reasoning_tokens
+        sums[5] += cost_micro
+        sums[6] += cost_pico
+        sums[7] += amount_micro
+        sums[8] += amount_pico
+    return totals
+
+
+@lru_cache
+def _statements(paramstyle: str) -> tuple[str, str]:
+    mark = "?" if paramstyle == "qmark" else "%s"
+    events = (*UsageEvent._fields, "shard", "window_seq")
+    insert = (
+        f"INSERT INTO usage_events ({', '.join(events)}) VALUES ({', '.join([mark] * len(events))})"
+        " /* weir:events.insert */"
+    )
+    columns = (*_KEY, *_SUMS)
+    sums = ", ".join(f"{name} = usage_hourly.{name} + excluded.{name}" for name in _SUMS)
+    upsert = (
+        f"INSERT INTO usage_hourly ({', '.join(columns)}, assigned_micro, assigned_pico, window_seq)"
+        f" VALUES ({', '.join([mark] * len(columns))}, 0, 0, 0)"
+        f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET {sums}"
+        " RETURNING window_seq /* weir:events.rollup */"
+    )
+    return insert, upsert

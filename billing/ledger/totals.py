@@ -1,0 +1,102 @@
+"""Sums over the hourly rollups: the only source of reports, so that their cost stays flat as events grow.
+
+Money is summed in its two columns (`billing.money.split`) and joined in Python, so a total is exact past 2⁶³
+picounits. A window belongs to [since, until) by its start; windows never straddle a UTC hour.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from billing.clock import Instant
+from billing.ledger import schema
+from billing.money import Pico, join
+
+_HOURLY, _CUSTOMERS, _KEYS = schema.usage_hourly, schema.customers, schema.api_keys
+_COUNTS = ("requests", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
+_MONEY = ("cost_micro", "cost_pico", "amount_micro", "amount_pico")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which windows count: those that start in [since, until), of one customer or (None) of all."""
+
+    since: Instant | None = None
+    until: Instant | None = None
+    customer_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """One sum; what was not grouped by is None."""
+
+    customer_id: str | None
+    customer: str | None
+    model: str | None
+    key_id: str | None
+    key_name: str | None
+    requests: int
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost: Pico
+    amount: Pico
+
+
+def sums(conn: sa.Connection, selection: Selection, by: Collection[str]) -> list[Total]:
+    """Sum up by any of "customer", "model" and "key", ordered by these; without usage there is no sum.
+
+    They are ordered here and not in SQL, whose order of names depends on the engine and its locale.
+    """
+    grouped: list[sa.ColumnElement[Any]] = []
+    source: sa.FromClause = _HOURLY
+    if "customer" in by:
+        source = source.outerjoin(_CUSTOMERS, _CUSTOMERS.c.id == _HOURLY.c.customer_id)
+        grouped += [_CUSTOMERS.c.name.label("customer"), _HOURLY.c.customer_id]
+    if "model" in by:
+        grouped.append(_HOURLY.c.model)
+    if "key" in by:
+        source = source.outerjoin(_KEYS, _KEYS.c.id == _HOURLY.c.api_key_id)
+        grouped += [_KEYS.c.name.label("key_name"), _HOURLY.c.api_key_id.label("key_id")]
+    summed = [sa.func.sum(_HOURLY.c[name]).label(name) for name in (*_COUNTS, *_MONEY)]
+    query = sa.select(*grouped, *summed).select_from(source).where(*_conditions(selection))
+    rows = conn.execute(query.group_by(*grouped)).mappings()
+    return sorted((_total(row) for row in rows if row["requests"] is not None), key=_order)
+
+
+def span(conn: sa.Connection, selection: Selection) -> tuple[Instant, Instant] | None:
+    """Return the starts of the first and the last window with usage, None if there is none."""
+    first, last = sa.func.min(_HOURLY.c.window_start), sa.func.max(_HOURLY.c.window_start)
+    row = conn.execute(sa.select(first, last).where(*_conditions(selection))).one()
+    return None if row[0] is None else (row[0], row[1])
+
+
+def _conditions(selection: Selection) -> Iterable[sa.ColumnElement[bool]]:
+    if selection.customer_id is not None:
+        yield _HOURLY.c.customer_id == selection.customer_id
+    if selection.since is not None:
+        yield _HOURLY.c.window_start >= selection.since
+    if selection.until is not None:
+        yield _HOURLY.c.window_start < selection.until
+
+
+def _order(total: Total) -> tuple[str, ...]:
+    named = (total.customer, total.customer_id, total.model, total.key_name, total.key_id)
+    return tuple(name or "" for name in named)
+
+
+def _total(row: sa.RowMapping) -> Total:
+    """PostgreSQL's sums are NUMERIC and come as Decimals of whole numbers, hence `int`."""
+    return Total(
+        customer_id=row.get("customer_id"),
+        customer=row.get("customer"),
+        model=row.get("model"),
+        key_id=row.get("key_id"),
+        key_name=row.get("key_name"),
+        **{name: int(row[name]) for name in _COUNTS},
+        cost=join(int(row["cost_micro"]), int(row["cost_pico"])),
+        amount=join(int(row["amount_micro"]), int(row["amount_pico"])),
+    )

@@ -1,0 +1,45 @@
+"""One request, told from its event to the batch that took it to Stripe: what was used, at which prices, why."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from billing.errors import NotFoundError
+from billing.ledger import outbox, schema, versions
+from billing.ledger.outbox import Batch
+from billing.pricing.quote import Quote
+from billing.usage import UsageEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """An event, whose it is, the quote that priced it, and the batch that holds it once it is assigned."""
+
+    event: UsageEvent
+    customer: str
+    quote: Quote
+    batch: Batch | None
+
+
+def load(conn: sa.Connection, request_id: str) -> Trace:
+    """Return all that is known of a request. Raises NotFoundError."""
+    events, customers = schema.usage_events, schema.customers
+    of_customer = events.outerjoin(customers, customers.c.id == events.c.customer_id)
+    query = sa.select(events, customers.c.name.label("customer")).select_from(of_customer)
+    row = conn.execute(query.where(events.c.id == request_id)).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(
+            f"no usage is recorded for the request {request_id!r}; a refused request leaves none (x-request-id)"
+        )
+    event = UsageEvent(**{name: row[name] for name in UsageEvent._fields})
+    batch = outbox.batch_of(
+        conn,
+        event.customer_id,
+        event.window_start,
+        event.api_key_id,
+        event.model,
+        row["shard"],
+        row["window_seq"],
+    )
+    quote = versions.load_quote(conn, event.price_ref)
+    return Trace(event, row["customer"] or event.customer_id, quote, batch)

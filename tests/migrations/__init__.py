@@ -1,0 +1,1 @@
+"""Every revision, on both engines, with rows in every table."""
