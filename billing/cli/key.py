@@ -1,0 +1,136 @@
+"""`weir key`: API keys; a secret is printed once, by `create`, and can not be had again."""
+
+import sys
+
+import click
+
+from billing.cli.app import Session, pass_session
+from billing.cli.output import emit, emit_one, listing
+from billing.clock import Instant, instant_text, parse_instant
+from billing.ledger import accounts
+from billing.ledger.accounts import KEY_LIMIT_MAX, ApiKey
+
+LIST_COLUMNS = (
+    "id",
+    "customer",
+    "name",
+    "hint",
+    "status",
+    "models",
+    "rpm",
+    "tpm",
+    "concurrency",
+    "expires_at",
+)
+LIMIT = click.IntRange(0, KEY_LIMIT_MAX)
+
+
+@click.group()
+def key() -> None:
+    """API keys of your customers; CUSTOMER is an id or a name."""
+
+
+@key.command()
+@click.argument("customer")
+@click.option("--name", default="default", show_default=True, help="What the key is for.")
+@click.option("--models", metavar="A,B", help="The only models it may use.  [default: all]")
+@click.option("--rpm", type=LIMIT, default=0, help="Requests per minute.  [default: limits.default_rpm]")
+@click.option("--tpm", type=LIMIT, default=0, help="Tokens per minute.  [default: limits.default_tpm]")
+@click.option("--concurrency", type=LIMIT, default=0, help="Requests at a time.  [default: no limit]")
+@click.option("--expires", metavar="INSTANT", help="When it stops to work, such as +90d.  [default: never]")
+@listing
+@pass_session
+def create(
+    session: Session,
+    customer: str,
+    *,
+    name: str,
+    models: str | None,
+    rpm: int,
+    tpm: int,
+    concurrency: int,
+    expires: str | None,
+    form: str,
+) -> None:
+    """Make a key for CUSTOMER and print it: it is shown this once only."""
+    chosen = None if models is None else [model for model in models.split(",") if model.strip()]
+    expires_at = None if expires is None else parse_instant(expires, session.now)
+    with session.database.writing() as conn:
+        found = accounts.find_customer(conn, customer)
+        made, secret = accounts.create_key(
+            conn,
+            found.id,
+            name,
+            chosen,
+            rpm,
+            tpm,
+            concurrency,
+            expires_at,
+            at=session.now,
+            actor=session.actor,
+        )
+    if form == "table":
+        click.echo(secret)
+        click.echo(f"{made.id} of {found.name!r}: keep the key, it is not shown again", err=True)
+    else:
+        emit_one(form, {"id": made.id, "key": secret, **row(made, found.name, session.now)})
+
+
+@key.command("list")
+@click.option("--customer", metavar="NAME|ID", help="Only this customer's.")
+@listing
+@pass_session
+def list_(session: Session, customer: str | None, form: str) -> None:
+    """List keys, oldest first, without their secrets."""
+    with session.database.reading() as conn:
+        if customer is None:
+            names = {each.id: each.name for each in accounts.list_customers(conn)}
+            keys = accounts.list_keys(conn)
+        else:
+            found = accounts.find_customer(conn, customer)
+            names = {found.id: found.name}
+            keys = accounts.list_keys(conn, found.id)
+    emit(form, [row(each, names[each.customer_id], session.now) for each in keys], LIST_COLUMNS, title="keys")
+
+
+@key.command()
+@click.argument("key_id")
+@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@listing
+@pass_session
+def revoke(session: Session, key_id: str, *, yes: bool, form: str) -> None:
+    """Revoke a key for good; gateways refuse it within a second."""
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"revoke {key_id} for good?", abort=True)
+    with session.database.writing() as conn:
+        revoked = accounts.revoke_key(conn, key_id, session.now, session.actor)
+        owner = accounts.get_customer(conn, revoked.customer_id)
+    if form == "table":
+        click.echo(f"revoked {revoked.id} ({revoked.hint}) of {owner.name!r}")
+    else:
+        emit_one(form, row(revoked, owner.name, session.now))
+
+
+def row(of: ApiKey, customer: str, now: Instant) -> dict[str, object]:
+    """Return a key as one row; its status is that of the instant `now`."""
+    return {
+        "id": of.id,
+        "customer": customer,
+        "customer_id": of.customer_id,
+        "name": of.name,
+        "hint": of.hint,
+        "status": _status(of, now),
+        "models": None if of.models is None else list(of.models),
+        "rpm": of.rpm,
+        "tpm": of.tpm,
+        "concurrency": of.concurrency,
+        "created_at": instant_text(of.created_at),
+        "expires_at": None if of.expires_at is None else instant_text(of.expires_at),
+        "revoked_at": None if of.revoked_at is None else instant_text(of.revoked_at),
+    }
+
+
+def _status(of: ApiKey, now: Instant) -> str:
+    if of.revoked_at is not None:
+        return "revoked"
+    return "expired" if of.expires_at is not None and of.expires_at <= now else "active"

@@ -1,0 +1,88 @@
+"""The only printer of listings: a table for people, `--json` and `--csv` for programs, from the same rows.
+
+A row is a mapping from a column's name to a str, int, bool, None, list or dict; money is already text in major
+units with its currency in a column of its own, so that no format can round it.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PIPE_COLUMNS = 1_000
+"""The width of a table that is not printed on a terminal."""
+
+Row = Mapping[str, object]
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def listing(command: _Command) -> _Command:
+    """Add `--json` and `--csv` to a command; it receives `form`: "table", "json" or "csv"."""
+    command = click.option("--csv", "form", flag_value="csv", help="Print CSV with a header line.")(command)
+    command = click.option("--json", "form", flag_value="json", help="Print JSON.")(command)
+    return click.option("--table", "form", flag_value="table", default="table", hidden=True)(command)
+
+
+def emit(form: str, rows: Sequence[Row], columns: Sequence[str], *, title: str | None = None) -> None:
+    """Print rows; JSON has every field of each row, table and CSV the named columns."""
+    if form == "json":
+        click.echo(json.dumps([dict(row) for row in rows], indent=2, ensure_ascii=False))
+    elif form == "csv":
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+        click.echo(buffer.getvalue(), nl=False)
+    else:
+        _print_table(rows, columns, title)
+
+
+def emit_one(form: str, row: Row, *, title: str | None = None) -> None:
+    """Print one thing: its fields below each other, or as one JSON object, or as one CSV row."""
+    if form == "json":
+        click.echo(json.dumps(dict(row), indent=2, ensure_ascii=False))
+    elif form == "csv":
+        emit("csv", [row], list(row))
+    else:
+        table = Table(show_header=False, title=title, title_justify="left", box=None)
+        for name, value in row.items():
+            table.add_row(name.replace("_", " "), Text(_cell(value)))
+        _console().print(table)
+
+
+def _print_table(rows: Sequence[Row], columns: Sequence[str], title: str | None) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        numeric = all(isinstance(row.get(column), int) or _is_decimal(row.get(column)) for row in rows)
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
+    _console().print(table if rows else "nothing to show")
+
+
+def _console() -> Console:
+    """Return a console that folds no id where nobody looks: a pipe or a file has no width."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    return console
+
+
+def _is_decimal(value: object) -> bool:
+    return isinstance(value, str) and value.lstrip("-").replace(".", "", 1).isdigit()
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

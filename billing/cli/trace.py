@@ -1,0 +1,51 @@
+"""`weir trace`: one request's receipt, from its tokens and unit prices to the batch that went to Stripe."""
+
+import json
+
+import click
+
+from billing.cli.app import Session, pass_session
+from billing.cli.output import emit_one, listing
+from billing.cli.unit_prices import fields_of
+from billing.clock import Instant, instant_text
+from billing.ledger import tracing
+from billing.ledger.tracing import Trace
+from billing.money import Pico, amount_text
+
+_INSTANTS = ("started_at", "first_token_at", "finished_at", "window_start")
+
+
+@click.command()
+@click.argument("request_id")
+@listing
+@pass_session
+def trace(session: Session, request_id: str, form: str) -> None:
+    """Show what is recorded of the request with this x-request-id, and why it cost what it cost."""
+    with session.database.reading() as conn:
+        found = tracing.load(conn, request_id)
+    emit_one(form, row(found))
+
+
+def row(found: Trace) -> dict[str, object]:
+    """Return a trace as one row: the event's columns with amounts and instants as texts, then its prices."""
+    quote, batch = found.quote, found.batch
+    fields: dict[str, object] = {**found.event._asdict(), "customer": found.customer}
+    for name in _INSTANTS:
+        instant = fields[name]
+        fields[name] = instant_text(Instant(instant)) if isinstance(instant, int) else None
+    del fields["cost_pico"], fields["amount_pico"]
+    tags = found.event.tags
+    return {
+        **fields,
+        "tags": None if tags is None else json.loads(tags),
+        "cost": amount_text(Pico(found.event.cost_pico)),
+        "amount": amount_text(Pico(found.event.amount_pico)),
+        "currency": quote.currency,
+        "unit_prices": fields_of(quote.price),
+        "unit_costs": fields_of(quote.cost),
+        "margin": quote.margin,
+        "margin_rule_id": quote.margin_rule_id,
+        "cost_rate_id": quote.cost_rate_id,
+        "meter_batch": None if batch is None else batch.id,
+        "meter_batch_state": None if batch is None else batch.state.value,
+    }
