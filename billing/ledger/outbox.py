@@ -135,20 +135,26 @@ class Outcome:
 
 
 def pending(
-    conn: sa.Connection, after: str = "", rows_max: int = PENDING_ROWS_MAX, *, is_waiting: bool = False
+    conn: sa.Connection,
+    after: str = "",
+    rows_max: int = PENDING_ROWS_MAX,
+    *,
+    only: str | None = None,
+    is_waiting: bool = False,
 ) -> tuple[list[Delta], str | None]:
     """Return the unassigned deltas of customers linked to Stripe, by customer and window, after customer `after`.
 
-    The second value is None, or the customer at whom the list was cut: some of that one's windows are missing. The
-    rows are locked until the transaction ends. On PostgreSQL a row that the recorder holds right now is left to the
-    next round, unless `is_waiting`: then it is waited for, in the recorder's own order of rows. On SQLite the
-    transaction must be a writing one.
+    `only` asks for one customer. The second value is None, or the customer at whom the list was cut: some windows of
+    that one are missing. The rows are locked until the transaction ends. On PostgreSQL a row that the recorder holds
+    right now is left to the next round, unless `is_waiting`: then it is waited for, in the recorder's own order of
+    rows. On SQLite the transaction must be a writing one.
     """
-    query = _PENDING.suffix_with("/* weir:outbox.pending */")
+    of_whom = _ROLLUPS.c.customer_id.in_(_LINKED) if only is None else _ROLLUPS.c.customer_id == only
+    query = _PENDING.where(of_whom).suffix_with("/* weir:outbox.pending */")
     if conn.dialect.name == "postgresql":
         order = (_ROLLUPS.c.api_key_id, sa.collate(_ROLLUPS.c.model, "C"), _ROLLUPS.c.shard)
         query = query.order_by(*order).with_for_update(of=_ROLLUPS, skip_locked=not is_waiting)
-    rows = conn.execute(query, {"after": after, "rows_max": rows_max}).all()
+    rows = conn.execute(query.limit(rows_max), {"after": after, "customers_max": rows_max}).all()
     deltas = [Delta(row[0], row[1], Instant(row[2]), row[3], row[4], row[5], row[6], row[7], row[8]) for row in rows]
     if len(deltas) < rows_max:
         return deltas, None
@@ -168,7 +174,7 @@ _LINKED = (
         sa.exists().where(_ROLLUPS.c.customer_id == _CUSTOMERS.c.id, IS_UNASSIGNED),
     )
     .order_by(_CUSTOMERS.c.id)
-    .limit(sa.bindparam("rows_max"))
+    .limit(sa.bindparam("customers_max"))
 )
 
 _PENDING = (
@@ -184,9 +190,8 @@ _PENDING = (
         _ROLLUPS.c.amount_pico - _ROLLUPS.c.assigned_pico,
     )
     .select_from(_ROLLUPS.join(_CUSTOMERS, _CUSTOMERS.c.id == _ROLLUPS.c.customer_id))
-    .where(_ROLLUPS.c.customer_id.in_(_LINKED), IS_UNASSIGNED)
+    .where(IS_UNASSIGNED, _CUSTOMERS.c.stripe_customer_id.is_not(None))
     .order_by(_ROLLUPS.c.customer_id, _ROLLUPS.c.window_start)
-    .limit(sa.bindparam("rows_max"))
 )
 
 
@@ -386,13 +391,6 @@ def readdress(conn: sa.Connection, customer_id: str, stripe_customer_id: str, no
         )
     )
     return changed.rowcount
-
-
-def oldest_unassigned(conn: sa.Connection, customer_id: str) -> Instant | None:
-    """Return the start of the customer's first hour with usage that no batch holds."""
-    query = sa.select(sa.func.min(_ROLLUPS.c.window_start)).where(_ROLLUPS.c.customer_id == customer_id, IS_UNASSIGNED)
-    found = conn.execute(query).scalar_one_or_none()
-    return None if found is None else Instant(found)
 
 
 def in_state(conn: sa.Connection, states: Sequence[State], rows_max: int) -> list[Batch]:

@@ -1,0 +1,182 @@
+"""`weir stripe`: setup, what was sent and what was not, and Stripe's events."""
+
+import click
+
+from billing import clock
+from billing.cli.app import Session, pass_session
+from billing.cli.output import Row, emit, emit_one, listing
+from billing.clock import instant_text
+from billing.errors import NotFoundError
+from billing.ledger import inbox, outbox, standings
+from billing.ledger.outbox import Batch
+from billing.money import amount_text
+from billing.stripe_sync import push, setup, turn
+from billing.stripe_sync.client import connect
+from billing.stripe_sync.push import Pusher, Sent
+
+ATTENTION_ROWS_MAX = 100
+EVENT_ROWS_MAX = 100
+
+SETUP_COLUMNS = ("kind", "action", "stripe_id", "detail")
+SENT_COLUMNS = ("batch", "customer", "window", "units", "state", "answer")
+CUSTOMER_COLUMNS = (
+    "customer",
+    "stripe_customer",
+    "units_sent",
+    "units_unsent",
+    "carry_pico",
+    "unassigned",
+    "currency",
+)
+EVENT_COLUMNS = ("id", "type", "state", "stripe_customer", "received_at", "attempts", "last_error")
+NEEDS_A_PERSON = (outbox.State.REJECTED, outbox.State.HELD, outbox.State.UNCERTAIN)
+
+
+@click.group()
+def stripe() -> None:
+    """Usage to Stripe, and Stripe's decisions back."""
+
+
+@stripe.command("setup")
+@click.option("--plan", "is_plan", is_flag=True, help="Show what would be done, and do nothing.")
+@listing
+@pass_session
+def setup_(session: Session, *, is_plan: bool, form: str) -> None:
+    """Create or adopt the meter, the product and the price; run twice, it changes nothing."""
+    port = connect(session.config)
+    if is_plan:
+        steps = setup.preview(setup.wanted(session.config), port)
+    else:
+        steps = setup.run(session.config, session.database, port, session.now, session.actor)
+    rows: list[Row] = [
+        {
+            "kind": str(step.kind),
+            "action": str(step.action),
+            "stripe_id": step.stripe_id,
+            "detail": step.detail,
+        }
+        for step in steps
+    ]
+    emit(form, rows, SETUP_COLUMNS, title="planned" if is_plan else "at Stripe")
+
+
+@stripe.command("push")
+@click.option("--now", "is_now", is_flag=True, help="Close running hours too, and do not wait for due retries.")
+@click.option("--rejected", "is_rejected", is_flag=True, help="Send again what Stripe refused, its cause being mended.")
+@listing
+@pass_session
+def push_(session: Session, *, is_now: bool, is_rejected: bool, form: str) -> int:
+    """Close what is due and send it; exit 1 while anything is not accepted.
+
+    Due is every hour that is over, and of the running one what makes at least a unit (a millionth of the currency).
+    What waits for a retry, was refused or is held counts as not accepted; `weir stripe status` names it.
+    """
+    pusher = push.pusher(session.config, session.database, connect(session.config), clock.now)
+    with turn.waited_for(session.database, turn.PUSH):
+        if is_rejected:
+            pusher.release_rejected()
+        sent = pusher.run(is_closing=is_now)
+    emit(form, [_sent_row(each) for each in sent], SENT_COLUMNS, title="sent")
+    return _unaccepted(pusher)
+
+
+@stripe.command()
+@listing
+@pass_session
+def status(session: Session, form: str) -> None:
+    """Show batches by state, units by customer, and what needs a person."""
+    with session.database.reading() as conn:
+        counts = standings.counts(conn)
+        customers = standings.standings(conn)
+        attention = outbox.in_state(conn, NEEDS_A_PERSON, ATTENTION_ROWS_MAX)
+    currency = session.config.billing.currency
+    rows: list[Row] = [
+        {
+            "customer": each.name,
+            "customer_id": each.customer_id,
+            "stripe_customer": each.stripe_customer_id,
+            "units_sent": each.units_sent,
+            "units_unsent": each.units_unsent,
+            "carry_pico": each.carry,
+            "unassigned": amount_text(each.unassigned),
+            "currency": currency,
+        }
+        for each in customers
+    ]
+    needing: list[Row] = [_batch_row(batch) for batch in attention]
+    if form == "json":
+        emit_one(form, {"batches": counts, "customers": rows, "attention": needing})
+        return
+    if form == "table":
+        emit_one(form, counts or {"batches": "none yet"}, title="batches")
+    emit(form, rows, CUSTOMER_COLUMNS, title="customers")
+    if form == "table" and needing:
+        emit(form, needing, SENT_COLUMNS, title="needs a person")
+
+
+@stripe.command()
+@click.option("--state", type=click.Choice([str(state) for state in inbox.State]), help="Only events in this state.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=EVENT_ROWS_MAX, show_default=True)
+@listing
+@pass_session
+def events(session: Session, state: str | None, limit: int, form: str) -> None:
+    """List the webhook events that arrived, newest first."""
+    with session.database.reading() as conn:
+        found = inbox.listed(conn, None if state is None else inbox.State(state), limit)
+    rows: list[Row] = [
+        {
+            "id": each.id,
+            "type": each.type,
+            "state": str(each.state),
+            "object": each.object_id,
+            "stripe_customer": each.stripe_customer_id,
+            "created_at": instant_text(each.created_at),
+            "received_at": instant_text(each.received_at),
+            "settled_at": None if each.settled_at is None else instant_text(each.settled_at),
+            "attempts": each.attempts,
+            "last_error": each.last_error,
+        }
+        for each in found
+    ]
+    emit(form, rows, EVENT_COLUMNS, title="Stripe's events")
+
+
+@stripe.command()
+@click.argument("event_id", metavar="ID")
+@pass_session
+def replay(session: Session, event_id: str) -> None:
+    """Process the webhook event ID again, whatever became of it.
+
+    `weir serve` or `weir worker` does it within a second.
+    """
+    with session.database.writing() as conn:
+        if not inbox.replay(conn, event_id, session.now):
+            raise NotFoundError(f"there is no event {event_id!r}; `weir stripe events` lists them")
+    click.echo(f"{event_id} will be processed again")
+
+
+def _unaccepted(pusher: Pusher) -> int:
+    with pusher.database.reading() as conn:
+        left = {state: count for state, count in standings.counts(conn).items() if state in push.UNDELIVERED}
+    if not left:
+        return 0
+    told = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
+    click.echo(f"weir: not accepted by Stripe: {told} (see `weir stripe status`)", err=True)
+    return 1
+
+
+def _sent_row(sent: Sent) -> Row:
+    return {**_batch_row(sent.batch), "state": str(sent.outcome.state), "answer": sent.outcome.last_answer}
+
+
+def _batch_row(batch: Batch) -> dict[str, object]:
+    return {
+        "batch": batch.id,
+        "customer": batch.customer_id,
+        "stripe_customer": batch.stripe_customer_id,
+        "window": instant_text(batch.window_start),
+        "units": batch.units,
+        "state": str(batch.state),
+        "attempts": batch.attempts,
+        "answer": batch.last_answer,
+    }

@@ -1,0 +1,179 @@
+"""Background work: webhook events, pushing usage, dunning, partitions. One worker of all hosts does each at a time.
+
+`weir serve` runs `Jobs` beside the gateway, `weir worker` alone. Each job has a thread of its own, so that a slow
+Stripe does not delay a paid invoice's resumption; each is elected anew for every round (`Database.elected`), so that a
+worker that dies is replaced in the next one. Idle, a job costs one indexed query a round.
+
+Invariant: an exception in one job is logged, makes that job wait longer, and stops nothing else. Every job is safe to
+be cut off at any point: what it does is in transactions, and found unfinished by the next worker.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from billing import clock
+from billing.clock import Clock
+from billing.config import Config
+from billing.errors import RefusedError, WeirError
+from billing.ledger import inbox, partitions
+from billing.ledger.database import Database
+from billing.stripe_sync import process, push, refresh, turn
+from billing.stripe_sync.client import connect
+from billing.stripe_sync.port import StripePort
+
+logger = logging.getLogger("weir.jobs")
+
+INBOX_INTERVAL_MS = 500
+"""Another process may have received the event: a webhook has to take effect within a second anyway."""
+
+DUNNING_INTERVAL_MS = 60_000
+PARTITIONS_INTERVAL_MS = 24 * 3_600_000
+BACKOFF_MS_MAX = 60_000
+STOP_WAIT_MS = 1_500
+SIGNAL_POLL_MS = 250
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_PARTITIONS_JOB = "partitions"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What runs every `interval_ms`, or as soon as `wake` is set."""
+
+    name: str
+    interval_ms: int
+    run: Callable[[], None]
+    wake: threading.Event
+
+
+class Jobs:
+    """All background jobs of one process."""
+
+    def __init__(self, config: Config, database: Database, now: Clock = clock.now) -> None:
+        self._config = config
+        self._database = database
+        self._now = now
+        self._stopping = threading.Event()
+        self._inbox_wake = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._jobs = self._wanted()
+
+    def start(self) -> None:
+        """Start every job in a daemon thread; the first rounds begin at once."""
+        assert not self._threads, "jobs are started once"
+        for job in self._jobs:
+            thread = threading.Thread(target=self._loop, args=(job,), name=f"weir-{job.name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def run(self) -> None:
+        """Start every job and wait until SIGTERM, SIGINT or another thread's `stop`; for a process's main thread.
+
+        The handlers only write down that they ran: an event's lock may be held by the thread that they interrupt.
+        """
+        told: list[int] = []
+        before = {number: signal.signal(number, lambda each, _: told.append(each)) for number in _ENDING_SIGNALS}
+        try:
+            self.start()
+            while not told and not self._stopping.wait(SIGNAL_POLL_MS / 1_000):
+                pass
+        finally:
+            self.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def wake(self) -> None:
+        """Tell that a webhook event was stored, so that it is processed now and not in half a second."""
+        self._inbox_wake.set()
+
+    def stop(self) -> None:
+        """End the jobs after their present step; return within a second or two, whatever they are waiting for."""
+        self._stopping.set()
+        for job in self._jobs:
+            job.wake.set()
+        self._join()
+
+    def _join(self) -> None:
+        deadline_ns = time.monotonic_ns() + STOP_WAIT_MS * 1_000_000
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0, deadline_ns - time.monotonic_ns()) / 1_000_000_000)
+
+    def _wanted(self) -> tuple[Job, ...]:
+        jobs: list[Job] = []
+        if self._config.stripe.is_active:
+            port = connect(self._config)
+            jobs = [
+                Job("inbox", INBOX_INTERVAL_MS, lambda: self._work_inbox(port), self._inbox_wake),
+                Job(
+                    "push",
+                    self._config.billing.push_interval_s * 1_000,
+                    lambda: self._push(port),
+                    threading.Event(),
+                ),
+                Job("dunning", DUNNING_INTERVAL_MS, lambda: self._sweep(port), threading.Event()),
+            ]
+        if not self._database.is_sqlite:
+            jobs.append(Job("partitions", PARTITIONS_INTERVAL_MS, self._make_partitions, threading.Event()))
+        return tuple(jobs)
+
+    def _loop(self, job: Job) -> None:
+        failures = 0
+        while True:
+            job.wake.clear()
+            if self._stopping.is_set():  # Asked after the clearing, which may have erased the wake of `stop`.
+                return
+            try:
+                job.run()
+                failures = 0
+            except Exception as error:  # noqa: BLE001 (the edge of a job: no fault may end it, or reach the others)
+                failures += 1
+                _log_failure(job, error, failures)
+            job.wake.wait(_delay_ms(job, failures) / 1_000)
+
+    def _work_inbox(self, port: StripePort) -> None:
+        while not self._stopping.is_set() and self._has_due_events():
+            with self._database.elected(turn.ACCOUNTS) as is_mine:
+                if not is_mine or process.work_off(self._config, self._database, port, self._now) == 0:
+                    return
+
+    def _has_due_events(self) -> bool:
+        with self._database.reading() as conn:
+            return inbox.has_due(conn, self._now())
+
+    def _push(self, port: StripePort) -> None:
+        with self._database.elected(turn.PUSH) as is_mine:
+            if is_mine:
+                push.pusher(self._config, self._database, port, self._now, self._stopping.is_set).run()
+
+    def _sweep(self, port: StripePort) -> None:
+        with self._database.elected(turn.ACCOUNTS) as is_mine:
+            if is_mine:
+                refresh.sweep_dunning(self._config, self._database, port, self._now())
+
+    def _make_partitions(self) -> None:
+        with self._database.elected(_PARTITIONS_JOB) as is_mine:
+            if is_mine:
+                with self._database.writing() as conn:
+                    partitions.ensure(conn, self._now())
+
+
+def _delay_ms(job: Job, failures: int) -> int:
+    if failures == 0:
+        return job.interval_ms
+    return min(max(job.interval_ms, 1_000 << min(failures, 10)), max(job.interval_ms, BACKOFF_MS_MAX))
+
+
+def _log_failure(job: Job, error: Exception, failures: int) -> None:
+    """One line for what is expected (Stripe or the database away, no setup yet); a trace for a fault of ours."""
+    fields = {"job": job.name, "failures": failures, "error": str(error)[:300]}
+    if isinstance(error, RefusedError):
+        logger.warning("job.refused", extra=fields)
+    elif isinstance(error, WeirError):
+        logger.error("job.failed", extra=fields)
+    else:
+        logger.error("job.failed", extra=fields | {"error": type(error).__name__}, exc_info=error)

@@ -1,0 +1,18 @@
+"""Stripe kept in step with the ledger, both ways: usage goes out as meter events, what Stripe decides comes in.
+
+    port     P  StripePort: what Weir asks of Stripe, answers as values
+    client      the only `import stripe`: the port over the official SDK
+    batches  P  unassigned amounts + carry → whole units + carry, identifiers, timestamps
+    retry    P  (attempt, answer, age) → delivered, again, held, refused
+    push        claim → send, one lane per customer → record
+    setup       meter, product and price: a plan, then its application
+    customers   a customer at Stripe and its subscription
+    webhook     verify, store, 200
+    effects  P  what Stripe says now, against our account → what changes here
+    refresh     one account brought in step with Stripe: fetch, decide, record; and the dunning sweep
+    process     works off the stored events
+    lanes       several calls at once, at a pace
+    turn        whose turn it is to push, or to change accounts
+
+P: pure, no I/O and no clock. Nothing here opens a transaction around a call to Stripe.
+"""

@@ -1,0 +1,227 @@
+"""Sends usage to Stripe: close windows into batches, claim, send, record; one pusher at a time, one lane per customer.
+
+Invariant: each transition is one transaction, and a crash between any two of them loses nothing and counts nothing
+twice. Windows and batches are written together (`outbox.append`); a batch is `sending`, with the time of its first
+sending, before the first byte leaves; so after a crash it is known that it may have been counted, and it is sent again
+under the same identifier and key, for 23 hours.
+
+It goes in waves: up to LANES batches of different customers are claimed in one transaction, sent at once, and recorded
+in one transaction. So no two events of a customer are in flight (Stripe answers 409), and a wave costs two commits.
+A customer whose event has to be sent again is left alone for the rest of the round: its next would fare the same. And
+a wave in which nothing was settled ends the round: Stripe is away, or limits us, or refuses the key.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from billing.clock import Clock
+from billing.config import Config
+from billing.errors import RefusedError
+from billing.ledger import outbox, stripe_objects
+from billing.ledger.database import Database
+from billing.ledger.outbox import Batch, Claim, Delta, Outcome, Plan, State
+from billing.ledger.stripe_objects import Kind
+from billing.stripe_sync import batches, retry
+from billing.stripe_sync.lanes import Lanes, Pace
+from billing.stripe_sync.port import StripePort
+from billing.stripe_sync.retry import Answer
+
+logger = logging.getLogger("weir.stripe")
+
+LANES = 32
+DUE_ROWS_MAX = 1_000
+RELEASE_ROWS_MAX = 10_000
+SENDS_PER_S_LIVE = 500
+SENDS_PER_S_TEST = 20
+"""Stripe takes 1,000 meter events a second in live mode, and 25 requests a second in a sandbox."""
+
+UNDELIVERED = (State.PENDING, State.SENDING, State.UNCERTAIN, State.REJECTED, State.HELD)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One attempt: the batch, Stripe's answer, and what it came to."""
+
+    batch: Batch
+    answer: Answer
+    outcome: Outcome
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the batch needs no further attempt."""
+        return self.outcome.settled_at is not None
+
+
+def _pass_by(_point: str) -> None:
+    """What the product does at each point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pusher:
+    """How to push: the port, the clock, the pace, and what to ask between steps.
+
+    `reached` is told each point between two transitions, by name: "planned", "claimed", "answered", "recorded". The
+    product does nothing there; the fault tests end the process.
+    """
+
+    database: Database
+    port: StripePort
+    event_name: str
+    now: Clock
+    sends_per_s: int
+    is_stopping: Callable[[], bool] = lambda: False
+    reached: Callable[[str], None] = _pass_by
+    plan_rows_max: int = outbox.PENDING_ROWS_MAX
+
+    def run(self, *, is_closing: bool = False) -> list[Sent]:
+        """Do one round, as the elected pusher: plan what is due, send what is due; return every attempt.
+
+        `is_closing` closes running windows too, and does not wait for retries that are due later. Raises RefusedError
+        before the first `weir stripe setup`, since without a meter Stripe would refuse every event for good.
+        """
+        with self.database.reading() as conn:
+            if Kind.METER not in stripe_objects.known(conn):
+                raise RefusedError("there is no meter at Stripe yet; run `weir stripe setup` first")
+        self.plan(is_closing=is_closing)
+        return self.send(is_everything=is_closing)
+
+    def plan(self, *, is_closing: bool = False) -> int:
+        """Turn what is due into batches, a transaction for each thousand rows; return how many batches."""
+        count, after = 0, ""
+        while not self.is_stopping():
+            with self.database.writing() as conn:
+                deltas, cut_at = outbox.pending(conn, after, self.plan_rows_max, is_waiting=is_closing)
+                tails = outbox.tails(conn, sorted({delta.customer_id for delta in deltas}))
+                plan = batches.plan(deltas, tails, self.now(), self.event_name, is_closing=is_closing)
+                outbox.append(conn, plan)
+            count += len(plan.batches)
+            self.reached("planned")
+            if cut_at is None:
+                break
+            after = _next_after(after, cut_at, deltas, plan)
+        return count
+
+    def send(self, *, is_everything: bool = False) -> list[Sent]:
+        """Send what is due, wave by wave, until nothing is left or every lane waits; return every attempt."""
+        sent: list[Sent] = []
+        tried: set[str] = set()
+        stopped: set[str] = set()
+        pace = Pace(self.sends_per_s)
+        with Lanes(partial(self._send, pace), LANES) as lanes:
+            while not self.is_stopping():
+                with self.database.reading() as conn:
+                    due = outbox.due(conn, self.now(), DUE_ROWS_MAX, besides=stopped, is_everything=is_everything)
+                waves = list(_waves(batch for batch in due if batch.id not in tried))
+                if not waves:
+                    return sent
+                for wave in waves:
+                    results = self._wave(lanes, [batch for batch in wave if batch.customer_id not in stopped])
+                    sent += results
+                    tried |= {batch.id for batch in wave}
+                    stopped |= {each.batch.customer_id for each in results if not each.is_settled}
+                    is_in_vain = bool(results) and not any(each.is_settled for each in results)
+                    if is_in_vain or self.is_stopping():
+                        return sent
+        return sent
+
+    def _wave(self, lanes: Lanes[Claim, Answer], wave: Sequence[Batch]) -> list[Sent]:
+        with self.database.writing() as conn:
+            now = self.now()
+            sendable = []
+            for batch in wave:
+                hold = retry.may_send(now, batch.first_sent_at, batch.timestamp_s)
+                if hold is None:
+                    sendable.append(batch)
+                else:
+                    outbox.hold(conn, batch, hold.reason, now)
+                    logger.error("stripe.push.held", extra={"batch": batch.id, "reason": hold.reason})
+            claims = outbox.claim(conn, sendable, now)
+        self.reached("claimed")
+        answers = lanes.run(claims)
+        self.reached("answered")
+        outcomes = [retry.outcome_of(each, answer, self.now()) for each, answer in zip(claims, answers, strict=True)]
+        with self.database.writing() as conn:
+            outbox.settle(conn, outcomes)
+        self.reached("recorded")
+        sent = [Sent(*each) for each in zip([claim.batch for claim in claims], answers, outcomes, strict=True)]
+        _log(sent)
+        return sent
+
+    def _send(self, pace: Pace, claim: Claim) -> Answer:
+        pace.wait()
+        batch = claim.batch
+        return self.port.send(
+            batch.event_name,
+            batch.stripe_customer_id,
+            batch.units,
+            batch.timestamp_s,
+            batch.id,
+            batch.idempotency_key,
+        )
+
+    def release_rejected(self) -> int:
+        """Make what Stripe refused sendable again, once its cause is mended; return how many batches."""
+        with self.database.writing() as conn:
+            refused = outbox.in_state(conn, [State.REJECTED], RELEASE_ROWS_MAX)
+            for batch in refused:
+                outbox.release(conn, batch, retry.next_key(batch.id, batch.attempts), self.now())
+        return len(refused)
+
+
+def pusher(
+    config: Config,
+    database: Database,
+    port: StripePort,
+    now: Clock,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Pusher:
+    """Return the pusher for a configuration; a test key has a sandbox's pace."""
+    is_live = "_live_" in config.stripe.api_key
+    pace = SENDS_PER_S_LIVE if is_live else SENDS_PER_S_TEST
+    return Pusher(database, port, config.stripe.meter_event_name, now, pace, is_stopping)
+
+
+def _next_after(after: str, cut_at: str, deltas: Sequence[Delta], plan: Plan) -> str:
+    """Where to go on when the list was cut at a customer: with it, unless it was seen and nothing of it was due.
+
+    What was assigned is gone from the list, so the same customer is seen again with its next windows.
+    """
+    is_seen = any(delta.customer_id == cut_at for delta in deltas)
+    if is_seen and not any(delta.customer_id == cut_at for delta in plan.assigned):
+        return cut_at
+    return max((delta.customer_id for delta in deltas if delta.customer_id != cut_at), default=after)
+
+
+def _waves(due: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Divide into waves of different customers, each customer's batches in the order of their seq."""
+    lanes: dict[str, list[Batch]] = {}
+    for batch in sorted(due, key=lambda batch: batch.seq):
+        lanes.setdefault(batch.customer_id, []).append(batch)
+    waiting = list(lanes.values())
+    while waiting:
+        front = waiting[:LANES]
+        yield [lane.pop(0) for lane in front]
+        waiting = waiting[LANES:] + [lane for lane in front if lane]
+
+
+def _log(sent: Iterable[Sent]) -> None:
+    """One line for each attempt; what needs a person is an error."""
+    for each in sent:
+        fields = {
+            "batch": each.batch.id,
+            "customer_id": each.batch.customer_id,
+            "units": each.batch.units,
+            "attempt": each.batch.attempts,
+            "state": str(each.outcome.state),
+            "answer": each.answer.text,
+        }
+        if each.outcome.state is State.ACCEPTED:
+            logger.info("stripe.push.sent", extra=fields)
+        elif each.answer.status in (401, 403):
+            logger.error("stripe.push.key_refused", extra=fields | {"advice": "check STRIPE_API_KEY"})
+        elif each.outcome.state in (State.REJECTED, State.HELD):
+            logger.error("stripe.push.refused", extra=fields)
+        else:
+            logger.warning("stripe.push.again", extra=fields)

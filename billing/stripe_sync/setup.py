@@ -1,0 +1,223 @@
+"""What Weir needs at Stripe, compared with what is there: a plan, then its application.
+
+Amount mode: one meter that sums units of 10⁻⁶ of the currency's major unit, one product, and one monthly metered price
+of exactly a unit. So a margin never needs a price of its own at Stripe, and never changes one.
+
+Invariant: setup run twice changes nothing the second time. What exists is adopted (the meter by its event name, the
+price by its lookup key, the product by the price or by our mark in its metadata). Meters and prices can not be changed
+at Stripe; where one is not as needed, nothing is done and the error says what to do.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from billing.clock import Instant
+from billing.config import Config
+from billing.errors import ConfigError, StripeError
+from billing.ledger import audit, stripe_objects
+from billing.ledger.database import Database
+from billing.ledger.stripe_objects import Kind
+from billing.stripe_sync.port import Meter, Price, Product, StripePort
+
+PRODUCT_NAME = "Model usage"
+UNIT_LABEL = "millionth"
+
+# https://docs.stripe.com/currencies: the minor unit of these is the major one.
+_ZERO_DECIMAL = (
+    "bif",
+    "clp",
+    "djf",
+    "gnf",
+    "jpy",
+    "kmf",
+    "krw",
+    "mga",
+    "pyg",
+    "rwf",
+    "vnd",
+    "vuv",
+    "xaf",
+    "xof",
+    "xpf",
+)
+# Of these Stripe's documentation says two things (UGX is zero-decimal, yet given with two decimals), or amounts are
+# restricted (three decimals, the last of which must be 0): one wrong guess would be wrong by a factor of 10 to 100.
+_UNCLEAR = ("ugx", "isk", "bhd", "jod", "kwd", "omr", "tnd")
+
+
+class Action(StrEnum):
+    """What the plan does with one object."""
+
+    ADOPT = "adopt"
+    CREATE = "create"
+    REACTIVATE = "reactivate"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What must be at Stripe; `unit_amount` is the price of a unit in the currency's minor unit."""
+
+    event_name: str
+    currency: str
+    unit_amount: str
+
+    @property
+    def lookup_key(self) -> str:
+        """The name under which the price is found again."""
+        return f"{self.event_name}_{self.currency}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One object and what is done with it; `stripe_id` is None for one that is yet to be created."""
+
+    kind: Kind
+    action: Action
+    stripe_id: str | None
+    detail: str
+
+
+def wanted(config: Config) -> Wanted:
+    """Return what the configuration needs. Raises ConfigError for what Weir does not do."""
+    if config.stripe.mode != "amount":
+        raise ConfigError('stripe.mode = "tokens" is not available; use "amount", which bills the same money')
+    return Wanted(config.stripe.meter_event_name, config.billing.currency, unit_amount(config.billing.currency))
+
+
+def unit_amount(currency: str) -> str:
+    """Return 10⁻⁶ of the major unit in the currency's minor unit: "0.0001" cents for usd."""
+    if currency in _UNCLEAR:
+        raise ConfigError(f"billing.currency = {currency!r}: Stripe's minor unit for it is not settled; use another")
+    return "0.000001" if currency in _ZERO_DECIMAL else "0.0001"
+
+
+def plan(want: Wanted, meters: Iterable[Meter], products: Iterable[Product], price: Price | None) -> tuple[Step, ...]:
+    """Compare; raises StripeError, with the remedy, where something is there that can not be used. Pure."""
+    meter = _plan_meter(want, [meter for meter in meters if meter.event_name == want.event_name])
+    product = _plan_product(want, products, price)
+    return meter, product, _plan_price(want, price, meter)
+
+
+def apply(want: Wanted, steps: Iterable[Step], port: StripePort) -> dict[Kind, str]:
+    """Do what the plan says and return the ids; a repeated creation gives the same object (Idempotency-Key)."""
+    ids: dict[Kind, str] = {}
+    for step in steps:
+        match step.action:
+            case Action.ADOPT:
+                assert step.stripe_id is not None, "what is adopted exists"
+                ids[step.kind] = step.stripe_id
+            case Action.REACTIVATE:
+                assert step.stripe_id is not None, "what is reactivated exists"
+                reactivate = port.reactivate_meter if step.kind is Kind.METER else port.reactivate_price
+                ids[step.kind] = reactivate(step.stripe_id).id
+            case Action.CREATE:
+                ids[step.kind] = _create(want, step.kind, ids, port)
+    return ids
+
+
+def run(config: Config, database: Database, port: StripePort, now: Instant, actor: str) -> tuple[Step, ...]:
+    """Plan, apply and record the ids; return the steps with the ids of what was made."""
+    want = wanted(config)
+    steps = preview(want, port)
+    ids = apply(want, steps, port)
+    with database.writing() as conn:
+        for kind, stripe_id in ids.items():
+            if stripe_objects.record(conn, kind, stripe_id, now):
+                details = {"stripe_id": stripe_id}
+                audit.record(conn, at=now, actor=actor, action="stripe.setup", subject=str(kind), details=details)
+    return tuple(replace(step, stripe_id=ids[step.kind]) for step in steps)
+
+
+def preview(want: Wanted, port: StripePort) -> tuple[Step, ...]:
+    """Return the plan for what is at Stripe now, changing nothing."""
+    return plan(want, port.meters(), port.products(), port.find_price(want.lookup_key))
+
+
+def _plan_meter(want: Wanted, named: list[Meter]) -> Step:
+    for meter in named:
+        if meter.is_active:
+            fault = _meter_fault(meter)
+            if fault:
+                raise StripeError(
+                    f"the meter {meter.id} ({want.event_name}) {fault}, and Stripe can not change a meter: deactivate "
+                    "it there, or set stripe.meter_event_name to another name; then run `weir stripe setup` again"
+                )
+            return Step(Kind.METER, Action.ADOPT, meter.id, f"sums {want.event_name}")
+    for meter in named:
+        if not _meter_fault(meter):
+            return Step(Kind.METER, Action.REACTIVATE, meter.id, "deactivated: it would take no usage")
+    return Step(Kind.METER, Action.CREATE, None, f"sums {want.event_name}")
+
+
+def _meter_fault(meter: Meter) -> str:
+    if meter.formula != "sum":
+        return f"has the formula {meter.formula!r} instead of 'sum'"
+    if meter.customer_key != "stripe_customer_id" or meter.value_key != "value":
+        return f"reads {meter.customer_key!r} and {meter.value_key!r} instead of 'stripe_customer_id' and 'value'"
+    if meter.window is not None:
+        return f"counts only the last event of each {meter.window}"
+    return ""
+
+
+def _plan_product(want: Wanted, products: Iterable[Product], price: Price | None) -> Step:
+    if price is not None:
+        return Step(Kind.PRODUCT, Action.ADOPT, price.product_id, f"the product of {price.id}")
+    marked = [product.id for product in products if product.weir == want.event_name and product.is_active]
+    if marked:
+        return Step(Kind.PRODUCT, Action.ADOPT, min(marked), f"marked weir={want.event_name}")
+    return Step(Kind.PRODUCT, Action.CREATE, None, PRODUCT_NAME)
+
+
+def _plan_price(want: Wanted, price: Price | None, meter: Step) -> Step:
+    detail = f"{want.unit_amount} minor units of {want.currency} for a unit, monthly"
+    if price is None:
+        return Step(Kind.PRICE, Action.CREATE, None, detail)
+    fault = _price_fault(want, price, meter)
+    if fault:
+        raise StripeError(
+            f"the price {price.id} ({want.lookup_key}) {fault}, and Stripe can not change a price: take the lookup key "
+            "away from it there, then run `weir stripe setup` again to make a new one"
+        )
+    if not price.is_active:
+        return Step(Kind.PRICE, Action.REACTIVATE, price.id, "archived: no subscription could use it")
+    return Step(Kind.PRICE, Action.ADOPT, price.id, detail)
+
+
+def _price_fault(want: Wanted, price: Price, meter: Step) -> str:
+    if price.currency != want.currency:
+        return f"is in {price.currency} instead of {want.currency}"
+    if price.unit_amount != want.unit_amount or price.has_transform:
+        return f"charges {price.unit_amount or 'tiers'} instead of {want.unit_amount} for a unit"
+    if (price.interval, price.interval_count) != ("month", 1):
+        return f"is billed every {price.interval_count} {price.interval or 'time'} instead of every month"
+    if price.meter_id != meter.stripe_id:
+        return f"bills the meter {price.meter_id or 'none'} instead of {meter.stripe_id or 'a new one'}"
+    return ""
+
+
+def _create(want: Wanted, kind: Kind, ids: dict[Kind, str], port: StripePort) -> str:
+    if kind is Kind.METER:
+        return port.create_meter(want.event_name, PRODUCT_NAME, _key(want, kind)).id
+    if kind is Kind.PRODUCT:
+        return port.create_product(PRODUCT_NAME, UNIT_LABEL, want.event_name, _key(want, kind)).id
+    product_id, meter_id = ids[Kind.PRODUCT], ids[Kind.METER]
+    price = Price(
+        id="",
+        product_id=product_id,
+        is_active=True,
+        currency=want.currency,
+        unit_amount=want.unit_amount,
+        interval="month",
+        interval_count=1,
+        meter_id=meter_id,
+        has_transform=False,
+        weir=want.event_name,
+    )
+    return port.create_price(price, want.lookup_key, _key(want, kind, product_id, meter_id)).id
+
+
+def _key(want: Wanted, kind: Kind, *parents: str) -> str:
+    content = "|".join((want.event_name, want.currency, want.unit_amount, *parents))
+    return f"weir-setup-{kind}-{hashlib.sha256(content.encode()).hexdigest()[:24]}"

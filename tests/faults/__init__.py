@@ -1,0 +1,1 @@
+"""Tests that really kill, cut or fill, then count the money."""

@@ -1,0 +1,1 @@
+"""What is pure on the way to Stripe and back."""
