@@ -66,13 +66,13 @@ def provable(reported: Usage, output_tokens_max: int | None) -> tuple[Usage, tup
     if cached > input_tokens:
         cached = input_tokens
         anomalies.append(Anomaly.CACHED_EXCEEDS_INPUT)
-    if output_tokens_max is not None and output_tokens > output_tokens_max:
-        output_tokens = output_tokens_max
-        anomalies.append(Anomaly.OUTPUT_EXCEEDS_LIMIT)
-        reasoning = min(reasoning, output_tokens)
     if reasoning > output_tokens:
         reasoning = output_tokens
         anomalies.append(Anomaly.REASONING_EXCEEDS_OUTPUT)
+    if output_tokens_max is not None and output_tokens > output_tokens_max:
+        output_tokens = output_tokens_max
+        reasoning = min(reasoning, output_tokens)
+        anomalies.append(Anomaly.OUTPUT_EXCEEDS_LIMIT)
     if not anomalies:
         return reported, ()
     return Usage(input_tokens, output_tokens, cached, reasoning), tuple(anomalies)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy.exc import DBAPIError
 
 from billing import clock
 from billing.clock import Instant
 from billing.config import Config, load
 from billing.errors import WeirError
 from billing.ledger import migrate
-from billing.ledger.database import Database, is_away
+from billing.ledger.database import Database, DatabaseError, is_away
 
 
 class Session:
@@ -113,7 +112,7 @@ def run(arguments: list[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
         return _fail(error.format_message() + hint, error.exit_code)
-    except DBAPIError as error:
+    except DatabaseError as error:
         if not is_away(error):
             raise
         return _fail(f"the database does not answer: {' '.join(str(error.orig).split())[:200]}", 1)

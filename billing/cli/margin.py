@@ -7,7 +7,6 @@ was recorded with.
 from collections.abc import Mapping
 
 import click
-import sqlalchemy as sa
 
 from billing import ids
 from billing.cli.app import Session, pass_session
@@ -17,6 +16,7 @@ from billing.clock import Instant, instant_text, parse_instant
 from billing.errors import NotFoundError
 from billing.ledger import versions
 from billing.ledger.accounts import find_customer
+from billing.ledger.database import Connection
 from billing.pricing import publish
 from billing.pricing.book import PriceBook
 from billing.pricing.margins import MarginRule, Reason, Scope, parse_margin
@@ -102,12 +102,12 @@ def remove_margin(
     _show(session, book, rule, names, form)
 
 
-def _scope(conn: sa.Connection, model: str | None, customer: str | None) -> Scope:
+def _scope(conn: Connection, model: str | None, customer: str | None) -> Scope:
     return Scope(model, None if customer is None else find_customer(conn, customer).id)
 
 
 def _append(
-    session: Session, conn: sa.Connection, rule: MarginRule, *, backdate: bool
+    session: Session, conn: Connection, rule: MarginRule, *, backdate: bool
 ) -> tuple[PriceBook, dict[str, str]]:
     """Add the rule; return the book that it makes and the names of the customers in it."""
     settings = session.config.billing

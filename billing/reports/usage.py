@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import sqlalchemy as sa
-
 from billing.clock import HOUR_US, Instant, from_datetime, hour_start, to_datetime
 from billing.errors import UsageError
 from billing.ledger import totals
+from billing.ledger.database import Connection
 from billing.ledger.totals import Selection, Total
 from billing.money import amount_text
 
@@ -51,7 +50,7 @@ def whole_hours(since: Instant | None, until: Instant | None, customer_id: str |
     )
 
 
-def load(conn: sa.Connection, selection: Selection, by: Sequence[str], zone: ZoneInfo) -> list[Line]:
+def load(conn: Connection, selection: Selection, by: Sequence[str], zone: ZoneInfo) -> list[Line]:
     """Return the totals of a selection by any of GROUPS; days, if asked for, come first and in order."""
     if "day" not in by:
         return [Line(None, total) for total in totals.sums(conn, selection, by)]

@@ -1,0 +1,6 @@
+"""Admission: may this request run?
+
+directory    keys and prices as this worker knows them, at one epoch of the ledger
+limits       requests and tokens per minute, concurrent requests, as values (pure)
+decide       (key, facts) → admitted or refused, in the order of the published table (pure)
+"""

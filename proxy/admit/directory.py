@@ -1,0 +1,107 @@
+"""Keys and prices as this worker knows them, at one epoch of the ledger.
+
+A thread polls the epoch (one row by its primary key). When it grew, the prices and the keys in use are loaded again
+and the whole snapshot is replaced by one assignment: a request sees one epoch, old or new, never a mixture. So a
+revoked key, a suspended customer or a new margin holds everywhere within a second, and a request costs no query.
+While the database is away the last snapshot holds.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from billing.errors import DatabaseAwayError
+from billing.ledger import accounts, epoch, versions
+from billing.ledger.accounts import Principal
+from billing.ledger.database import Database, DatabaseError, is_away
+from billing.pricing.book import PriceBook
+from proxy.admit.limits import Buckets
+
+POLL_INTERVAL_S = 0.25
+KEYS_KEPT_MAX = 100_000
+KEYS_RELOADED_MAX = 500
+"""Half a millisecond each (measured): more would keep a change from holding within a second. The others are looked up
+when they are shown next."""
+
+log = logging.getLogger("weir.directory")
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What is known at one epoch: prices, and the keys that were asked for (None: there is no such key)."""
+
+    epoch: int
+    book: PriceBook
+    principals: dict[bytes, Principal | None] = field(default_factory=dict)
+
+
+class Directory:
+    """The present snapshot, and the thread that renews it."""
+
+    def __init__(self, database: Database, default_margin: str, currency: str) -> None:
+        self._database = database
+        self._default_margin = default_margin
+        self._currency = currency
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="weir-directory", daemon=True)
+        self.buckets: dict[str, Buckets] = {}
+        self.is_stale = False
+        self.snapshot = self._load(())
+
+    def start(self) -> None:
+        """Begin to follow the ledger."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def lookup(self, secret: bytes) -> Principal | None:
+        """Load a key by its SHA-256 and keep it for this epoch. Blocks on the database: never on the event loop.
+
+        Raises DatabaseAwayError, or the driver's error while the database can not answer.
+        """
+        snapshot = self.snapshot
+        try:
+            with self._database.reading() as conn:
+                found = accounts.principal(conn, secret.hex())
+        except DatabaseError as error:
+            if not is_away(error):
+                raise
+            raise DatabaseAwayError("the database went away") from None
+        if len(snapshot.principals) >= KEYS_KEPT_MAX:
+            snapshot.principals.clear()
+        snapshot.principals[secret] = found
+        return found
+
+    def buckets_of(self, key_id: str) -> Buckets:
+        """Return what a key has used of its limits on this worker."""
+        found = self.buckets.get(key_id)
+        if found is None:
+            found = self.buckets[key_id] = Buckets()
+        return found
+
+    def _load(self, known: tuple[bytes, ...]) -> Snapshot:
+        with self._database.reading() as conn:
+            number = epoch.current(conn)
+            book = versions.load_book(conn, default_margin=self._default_margin, currency=self._currency)
+            principals = {secret: accounts.principal(conn, secret.hex()) for secret in known}
+        return Snapshot(number, book, principals)
+
+    def _poll(self) -> None:
+        while not self._stop.wait(POLL_INTERVAL_S):
+            try:
+                with self._database.reading() as conn:
+                    number = epoch.current(conn)
+                if number != self.snapshot.epoch:
+                    known = [secret for secret, found in list(self.snapshot.principals.items()) if found is not None]
+                    self.snapshot = self._load(tuple(known[:KEYS_RELOADED_MAX]))
+                self.is_stale = False
+            except (DatabaseAwayError, DatabaseError) as error:
+                if not self.is_stale:
+                    log.warning("directory.stale", extra={"error": type(error).__name__})
+                self.is_stale = True
+            except Exception:  # whatever else it is: without this thread a revoked key would work for ever
+                log.exception("directory.failed")
+                self.is_stale = True

@@ -1,0 +1,164 @@
+"""The control plane: FastAPI behind the same port. Everything that is not listed here or metered is 404.
+
+`/healthz` says that the process runs; `/readyz` that it can do its work; `/metrics` counts, in Prometheus' text format,
+without customers' names or texts.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import FastAPI, Header, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from billing import clock, ids
+from billing.config import Config
+from billing.errors import DatabaseAwayError
+from billing.ledger.accounts import Principal
+from billing.ledger.database import Database
+from billing.money import rate_text
+from billing.stripe_sync import webhook
+from proxy.admit.decide import refuse_key
+from proxy.edge.metrics import exposition
+from proxy.relay.headers import credential
+from proxy.relay.refusals import Refusal, retry_after
+from proxy.relay.services import Services
+from proxy.relay.shapes import error_body
+
+WEBHOOK_BYTES_MAX = 1024 * 1024
+_AWAY = Refusal("recording_unavailable", "this key can not be checked now; try again", headers=(retry_after(1),))
+
+
+def build(config: Config, database: Database, services: Services, wake_jobs: Callable[[], None]) -> FastAPI:
+    """Make the control plane's application on opened services."""
+    app = FastAPI(title="Weir", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    _add_health(app, database, services)
+    _add_models(app, services)
+    _add_webhook(app, config, database, wake_jobs)
+
+    @app.exception_handler(HTTPException)
+    async def _refuse(request: Request, error: HTTPException) -> Response:
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        text = "this method is not allowed here" if error.status_code == 405 else "there is no such path"
+        return refused(request.url.path, Refusal(code, text))
+
+    return app
+
+
+def refused(path: str, refusal: Refusal) -> Response:
+    """Answer with an error of Weir's own."""
+    headers = {name.decode(): value.decode() for name, value in refusal.headers}
+    headers["x-request-id"] = ids.uuid7()
+    return Response(error_body(refusal, path), refusal.status, headers, "application/json")
+
+
+def _add_health(app: FastAPI, database: Database, services: Services) -> None:
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def ready() -> JSONResponse:
+        checks = {"upstreams": "ok" if services.catalog.models else "no upstream has told its models"}
+        try:
+            await run_in_threadpool(database.ping)
+            checks["database"] = "ok"
+        except DatabaseAwayError as error:
+            checks["database"] = str(error)
+        checks["recorder"] = "failing" if services.recorder.is_failing else "ok"
+        checks["gateway"] = "shutting down" if services.is_shutting_down else "ok"
+        is_ready = all(check == "ok" for check in checks.values())
+        status = "ready" if is_ready else "not ready"
+        return JSONResponse({"status": status, "checks": checks}, 200 if is_ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(exposition(services), media_type="text/plain; version=0.0.4")
+
+
+def _add_models(app: FastAPI, services: Services) -> None:
+    async def principal(request: Request) -> Principal | Refusal:
+        key = credential(request.headers.raw)
+        secret = ids.key_hash(key or b"")
+        principals = services.directory.snapshot.principals
+        try:
+            found = principals[secret] if secret in principals else await _looked_up(services, secret)
+        except DatabaseAwayError:
+            return _AWAY
+        return refuse_key(found, clock.now()) or _known(found)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        who = await principal(request)
+        if isinstance(who, Refusal):
+            return refused(request.url.path, who)
+        data = [_model(services, who, name) for name in _visible(services, who)]
+        return JSONResponse({"object": "list", "data": data}, headers={"x-request-id": ids.uuid7()})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> Response:
+        who = await principal(request)
+        if isinstance(who, Refusal):
+            return refused(request.url.path, who)
+        if name not in _visible(services, who):
+            text = f"the model {name!r} does not exist for this key"
+            return refused(request.url.path, Refusal("model_not_found", text, "model"))
+        return JSONResponse(_model(services, who, name), headers={"x-request-id": ids.uuid7()})
+
+
+async def _looked_up(services: Services, secret: bytes) -> Principal | None:
+    return await run_in_threadpool(services.directory.lookup, secret)
+
+
+def _known(principal: Principal | None) -> Principal:
+    assert principal is not None, "refused otherwise"
+    return principal
+
+
+def _visible(services: Services, principal: Principal) -> list[str]:
+    return [name for name in services.catalog.models if principal.models is None or name in principal.models]
+
+
+def _model(services: Services, principal: Principal, name: str) -> dict[str, object]:
+    """One model as OpenAI lists it, with this customer's prices per 1M tokens as decimal texts."""
+    entry: dict[str, object] = {"id": name, "object": "model", "created": 0, "owned_by": "weir"}
+    quote = services.directory.snapshot.book.quote(name, principal.customer_id, clock.now())
+    if quote is not None:
+        price = quote.price
+        entry["pricing"] = {
+            "currency": quote.currency,
+            "unit": "1M tokens",
+            "input": rate_text(price.input),
+            "cached_input": rate_text(price.cached_input),
+            "output": rate_text(price.output),
+            "reasoning": rate_text(price.reasoning),
+        }
+    return entry
+
+
+def _add_webhook(app: FastAPI, config: Config, database: Database, wake_jobs: Callable[[], None]) -> None:
+    @app.post("/stripe/webhook")
+    async def stripe_webhook(request: Request, stripe_signature: Annotated[str, Header()] = "") -> Response:
+        try:
+            raw = await _whole_body(request, WEBHOOK_BYTES_MAX)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        if raw is None:
+            return refused(request.url.path, Refusal("request_too_large", "the event is too large"))
+        answer = await run_in_threadpool(webhook.receive, database, config, raw, stripe_signature, clock.now())
+        if isinstance(answer, webhook.Rejected):
+            return JSONResponse({"error": {"message": answer.message}}, answer.status)
+        wake_jobs()
+        return JSONResponse({"received": True})
+
+
+async def _whole_body(request: Request, limit: int) -> bytes | None:
+    """Read a body; None if it is larger than the limit, of which no more is kept. Raises ClientDisconnect."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            return None
+    return bytes(body)

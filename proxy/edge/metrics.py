@@ -1,0 +1,28 @@
+"""What this worker counted, in Prometheus' text format 0.0.4. Labels are codes and outcomes, never customers."""
+
+from collections.abc import Mapping
+
+from proxy.relay.services import Services
+
+
+def exposition(services: Services) -> str:
+    """Return the page."""
+    lines: list[str] = []
+    counters: tuple[tuple[str, str, str, Mapping[str, int] | Mapping[int, int]], ...] = (
+        ("weir_requests_total", "Recorded requests by outcome.", "outcome", services.outcomes),
+        ("weir_refusals_total", "Requests refused by Weir, by code.", "code", services.refusals),
+        ("weir_upstream_errors_total", "Errors of upstreams, by status.", "status", services.upstream_errors),
+        ("weir_tokens_total", "Tokens recorded, by type.", "type", services.tokens),
+        ("weir_usage_anomalies_total", "Usage that could not be true, by kind.", "kind", services.anomalies),
+    )
+    gauges: tuple[tuple[str, str, int], ...] = (
+        ("weir_requests_in_flight", "Requests being relayed now.", len(services.exchanges)),
+        ("weir_directory_stale", "1 while keys and prices can not be renewed.", int(services.directory.is_stale)),
+        ("weir_recorder_failing", "1 while usage can not be recorded.", int(services.recorder.is_failing)),
+    )
+    for name, text, label, values in counters:
+        lines += (f"# HELP {name} {text}", f"# TYPE {name} counter")
+        lines += (f'{name}{{{label}="{key}"}} {value}' for key, value in sorted(values.items()))
+    for gauge, meaning, level in gauges:
+        lines += (f"# HELP {gauge} {meaning}", f"# TYPE {gauge} gauge", f"{gauge} {level}")
+    return "\n".join(lines) + "\n"

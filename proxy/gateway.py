@@ -1,0 +1,171 @@
+"""The composition root: Config → opened parts, closed in reverse. The only place that names what is used for what.
+
+A worker is one process with one event loop. Beside the loop run these threads: the recorder (commits), the directory
+(follows the ledger's epoch), discovery (asks upstreams), and the background jobs, which elect one worker each.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import uvicorn
+import uvloop
+from uvicorn.server import HANDLED_SIGNALS
+
+from billing.config import Config, Upstream
+from billing.errors import ConfigError
+from billing.jobs import Jobs
+from billing.ledger import migrate
+from billing.ledger.database import Database
+from billing.tokens.registry import TokenizerRegistry
+from proxy.admit.directory import Directory
+from proxy.edge import app as control_plane
+from proxy.edge.protocol import KEEP_ALIVE_S, GatewayProtocol
+from proxy.relay.catalog import Catalog, Server
+from proxy.relay.connection import Pool
+from proxy.relay.counting import Counting
+from proxy.relay.discovery import Discovery
+from proxy.relay.services import Services
+from proxy.settle import Recorder
+
+TICK_S = 1.0
+SHARDS = 64
+GC_ALLOCATIONS = 50_000
+LAST_BYTES_S = 10
+"""How long the error events of stopped streams may take to leave after the grace."""
+
+log = logging.getLogger("weir.gateway")
+
+
+def serve(config: Config) -> None:
+    """Run one gateway process until it is told to stop. Raises ConfigError, SchemaError, DatabaseAwayError."""
+    if not config.upstreams:
+        raise ConfigError("no [[upstreams]] are configured; `weir init` finds local model servers")
+    database = Database(config.database.url)
+    migrate.require_current(database)
+    listener = _listening(config)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, database, listener))
+
+
+async def _serve(config: Config, database: Database, listener: socket.socket) -> None:
+    async with _opened(config, database) as (services, jobs):
+        GatewayProtocol.services = services
+        options = uvicorn.Config(
+            control_plane.build(config, database, services, jobs.wake),
+            http=GatewayProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=config.gateway.shutdown_grace_s + LAST_BYTES_S,
+        )
+        server = GracefulServer(options, services, config.gateway.shutdown_grace_s)
+        host, port = listener.getsockname()[:2]
+        log.info("gateway.listening", extra={"host": host, "port": port})
+        ticking = services.loop.create_task(_tick(services, server), name="weir-tick")
+        _quiet_collector()
+        await server.serve(sockets=[listener])
+        ticking.cancel()
+        with suppress(asyncio.CancelledError):
+            await ticking
+
+
+def _quiet_collector() -> None:
+    """Let the cycle collector look at what is new, and seldom; a request leaves no cycles (10 % of CPU)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+
+
+class GracefulServer(uvicorn.Server):
+    """uvicorn's server; when it stops, streams have their grace and are then ended and billed as `stopped`."""
+
+    def __init__(self, config: uvicorn.Config, services: Services, grace_s: int) -> None:
+        super().__init__(config)
+        self._services = services
+        self._grace_s = grace_s
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals that stop us. uvicorn's raises them again at its end, before the recorder is closed."""
+        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse what is new, wait for what is running, stop what takes too long."""
+        self._services.is_shutting_down = True
+        stopping = self._services.loop.call_later(self._grace_s, self._stop_streams)
+        await super().shutdown(sockets)
+        stopping.cancel()
+        self._stop_streams()
+
+    def _stop_streams(self) -> None:
+        for exchange in list(self._services.exchanges):
+            exchange.shut_down()
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, GatewayProtocol)
+            connection.stop_receiving()
+
+
+@asynccontextmanager
+async def _opened(config: Config, database: Database) -> AsyncIterator[tuple[Services, Jobs]]:
+    """Open everything of one worker, and close it in reverse."""
+    loop = asyncio.get_running_loop()
+    directory = Directory(database, config.billing.default_margin, config.billing.currency)
+    recorder = Recorder(database, loop, os.getpid() % SHARDS)
+    counting = Counting(TokenizerRegistry(config.tokenizers), loop)
+    catalog = Catalog([_server(upstream, loop) for upstream in config.upstreams])
+    discovery = Discovery(catalog, loop.call_soon_threadsafe)
+    jobs = Jobs(config, database)
+    services = Services(loop, directory, catalog, recorder, counting, config.gateway.max_body_mb * 2**20)
+    await loop.run_in_executor(None, discovery.ask_once)
+    for part in (recorder, directory, discovery, jobs):
+        part.start()
+    try:
+        yield services, jobs
+    finally:
+        await counting.close()
+        await recorder.close()
+        for part in (jobs, discovery, directory):
+            await loop.run_in_executor(None, part.stop)
+        for server in catalog.servers:
+            server.pool.close()
+        database.close()
+
+
+def _server(upstream: Upstream, loop: asyncio.AbstractEventLoop) -> Server:
+    kind = upstream.kind if upstream.kind != "auto" else "openai"
+    return Server(upstream, Pool(upstream, loop), kind, dict(upstream.models))
+
+
+async def _tick(services: Services, server: "GracefulServer") -> None:
+    """Look once a second for upstreams that are silent and for clients that are idle: no timer per request."""
+    while True:
+        await asyncio.sleep(TICK_S)
+        now = services.loop.time()
+        for exchange in list(services.exchanges):
+            exchange.check_time(now)
+        for connection in list(server.server_state.connections):
+            assert isinstance(connection, GatewayProtocol)
+            connection.check_time(now)
+
+
+def _listening(config: Config) -> socket.socket:
+    address = (config.gateway.host, config.gateway.port)
+    try:
+        return socket.create_server(address, backlog=2048)
+    except OSError as error:
+        raise ConfigError(f"can not listen on {address[0]}:{address[1]}: {error.strerror}") from None

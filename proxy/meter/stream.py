@@ -1,0 +1,225 @@
+"""The meter of streamed chat and text completions (OpenAI shape).
+
+Transparent: every byte is passed on in order, as soon as the event that it belongs to is whole, but for three things:
+the usage chunk that exists only because Weir asked for it is hidden; `cost` is added to the usage that the client asked
+for; and the terminal `[DONE]` event, with all that follows it, is held for `finish`.
+
+A read that holds whole events, and none that matters, passes unparsed: that test costs half a microsecond. Such reads
+are kept by reference, to be counted should the stream be cut; past 64 KiB they are folded to their text.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from billing.tokens.counting import OutputTally, pieces
+from billing.usage import Usage
+from proxy.meter.framing import Framer, event_data
+from proxy.meter.reading import has_usage, parse, timings_of, usage_of, with_cost
+from proxy.meter.steps import Outputs, Settle
+
+KEPT_BYTES_MAX = 64 * 1024
+_DONE = b"[DONE]"
+
+
+class StreamMeter:
+    """Bytes of an event stream in, bytes for the client out, the usage at the end."""
+
+    __slots__ = (
+        "_adds_outputs",
+        "_cost_of",
+        "_framer",
+        "_held",
+        "_hides_usage",
+        "_is_error",
+        "_is_total",
+        "_kept",
+        "_kept_bytes",
+        "_last",
+        "_outputs",
+        "_reported",
+        "_tally",
+        "_usage",
+        "is_complete",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        *,
+        hides_usage: bool,
+        cost_of: Callable[[Usage], str] | None = None,
+        outputs: Outputs = Outputs(),  # noqa: B008 -- frozen
+        adds_outputs: bool = False,
+        has_stop_texts: bool = False,
+    ) -> None:
+        """`cost_of` gives the JSON number for `usage.cost`, if the client sees usage.
+
+        `adds_outputs`: the upstream reports usage once per output (llama.cpp), not once for all. `has_stop_texts`: the
+        request has `stop`, which matters if the text has to be counted. `watch`, if it is set, is shown each parsed
+        event.
+        """
+        self.is_complete = False
+        self.watch: Callable[[dict[str, Any]], None] | None = None
+        self._hides_usage = hides_usage
+        self._cost_of = cost_of
+        self._outputs = outputs
+        self._adds_outputs = adds_outputs and outputs.total > 1
+        self._framer = Framer()
+        self._held: list[bytes] = []
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._last = b""
+        self._tally = OutputTally(has_stop_texts=has_stop_texts)
+        self._usage: Usage | None = None
+        self._reported = 0
+        self._is_total = False
+        self._is_error = False
+
+    def receive(self, data: bytes) -> bytes:
+        """Return what may be sent now. Raises StreamError if the upstream broke the protocol."""
+        if self.is_complete:
+            self._held.append(data)
+            return b""
+        if self._framer.is_empty and data.endswith(b"\n\n") and not _matters(data) and self.watch is None:
+            self._keep(data)
+            return data
+        events = self._framer.feed(data)
+        passed = []
+        for index, event in enumerate(events):
+            kept = self._look(event) if _matters(event) or self.watch is not None else event
+            if self.is_complete:
+                self._held.extend(events[index:])
+                self._held.append(self._framer.rest())
+                break
+            if kept:
+                passed.append(kept)
+        sent = b"".join(passed)
+        if sent:
+            self._keep(sent)
+        return sent
+
+    def _look(self, event: bytes) -> bytes:
+        """Return what of a suspicious event is passed on, after noting what it says."""
+        data = event_data(event)
+        if data.strip() == _DONE:
+            self.is_complete = True
+            return b""
+        parsed = parse(data)
+        if not isinstance(parsed, dict):
+            return event
+        self._is_error = self._is_error or bool(parsed.get("error"))
+        if self.watch is not None:
+            self.watch(parsed)
+        if not has_usage(parsed):
+            return event
+        has_choices = bool(parsed.get("choices"))
+        usage = usage_of(parsed)
+        if usage is not None:
+            self._note(usage, has_choices=has_choices)
+        if self._hides_usage:
+            return event if has_choices else b""
+        if usage is None or self._cost_of is None or (has_choices and not _is_finish(parsed)):
+            return event
+        total = self._total()
+        return event if total is None else with_cost(event, self._cost_of(total), parsed["usage"])
+
+    def _note(self, usage: Usage, *, has_choices: bool) -> None:
+        """Add the report of one more output, or take a later report for the better one.
+
+        What a later report leaves out (vLLM's running counts have no cached part) is taken from the one before.
+        """
+        self._reported += 1
+        self._is_total = self._outputs.total == 1 or not has_choices
+        so_far = self._usage
+        if so_far is None:
+            self._usage = usage
+        elif self._adds_outputs:
+            self._usage = Usage(*(one + other for one, other in zip(so_far, usage, strict=True)))
+        else:
+            self._usage = Usage(*(later or earlier for earlier, later in zip(so_far, usage, strict=True)))
+
+    def _keep(self, data: bytes) -> None:
+        self._kept.append(data)
+        self._kept_bytes += len(data)
+        if self._kept_bytes > KEPT_BYTES_MAX:
+            self._fold()
+
+    def _fold(self) -> None:
+        framer = Framer()
+        for event in (*framer.feed(b"".join(self._kept)), framer.rest()):
+            data = event_data(event)
+            if data.startswith(b"{"):
+                self._last = data
+                for piece in pieces(parse(data)):
+                    self._tally.take(piece)
+        self._kept = []
+        self._kept_bytes = 0
+
+    def finish(self) -> Settle:
+        """End the stream: its usage, and the bytes that may leave once that is recorded.
+
+        An event that the end of the stream cut short of its empty line counts like the others: there are clients that
+        read it.
+        """
+        rest = self._framer.rest()
+        raw = b"".join(self._held) + rest
+        self._held = []
+        if rest and not self.is_complete:
+            kept = self._look(rest)
+            raw = rest if self.is_complete else kept
+            self._keep(kept)
+        return Settle(self.known_usage(), raw, self._is_error)
+
+    def known_usage(self) -> Usage | None:
+        """Return the usage so far if the upstream told it: at the end, or with each event.
+
+        A report of no output beside text that was passed on is none.
+        """
+        usage = self._total() or self._timings()
+        if usage is not None and not usage.output_tokens and not self.delivered().is_empty:
+            return None
+        return usage
+
+    def _total(self) -> Usage | None:
+        """Return what was reported if it is about all outputs.
+
+        llama.cpp reports each output, and its prompt with each of the n: that is billed once. vLLM's running counts are
+        about one output each, only its last report is about all.
+        """
+        usage = self._usage
+        if usage is None or not self._adds_outputs:
+            return usage if self._is_total else None
+        if self._reported < self._outputs.total:
+            return None
+        n = self._outputs.n
+        return usage._replace(input_tokens=usage.input_tokens // n, cached_input_tokens=usage.cached_input_tokens // n)
+
+    def _timings(self) -> Usage | None:
+        """Return the usage that llama.cpp's counters on the last event tell, reported or not."""
+        if self._outputs.total > 1:
+            return None
+        self._fold()
+        return timings_of(parse(self._last))
+
+    def delivered(self) -> OutputTally:
+        """Return what was passed on so far, as text to be counted: for a stream that was cut."""
+        self._fold()
+        return self._tally
+
+
+def _matters(data: bytes) -> bool:
+    """Tell whether a read may hold a usage object, an error or the terminal event.
+
+    Inside JSON texts the quotes of these keys would be escaped, so that a false alarm costs time and nothing else.
+    """
+    if b"[DONE]" in data or b'"error"' in data:
+        return True
+    mentions = data.count(b'"usage"')
+    return bool(mentions) and mentions != data.count(b'"usage":null')
+
+
+def _is_finish(parsed: dict[str, Any]) -> bool:
+    choices = parsed.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("finish_reason") for choice in choices
+    )

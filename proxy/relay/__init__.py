@@ -1,0 +1,10 @@
+"""Relay: the body edited as documented, the upstream chosen and connected, the exchange pumped.
+
+refusals     every way in which Weir itself says no: status, code, shape (pure)
+headers      what passes, what is dropped, what is added, both ways (pure)
+request      the body parsed once, read, edited and serialised (pure)
+lifecycle    states × causes → what is billed, and what the client is told (pure table)
+catalog      public model name → upstreams; discovery and health
+connection   one upstream HTTP/1.1 connection on httptools, and the pool
+exchange     one request, from its first byte to its last: the only place where the parts meet
+"""

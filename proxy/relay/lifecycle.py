@@ -1,0 +1,89 @@
+"""The life of a request as a table: in which phase it ended, why, and hence what is billed and told.
+
+    RECEIVING ─▶ ADMITTED ─▶ WAITING ─▶ RELAYING ─▶ SETTLING ─▶ DELIVERED
+    reading      keys,       upstream   bytes are    durable     last bytes
+    the body     limits      has it     delivered    commit      have left
+
+Rules (DESIGN I1, I2, §10): before the upstream has the whole request nothing is billed. After that a client that
+leaves pays for the prompt and for what was generated so far. An upstream that fails costs nothing before its first
+token, and what was delivered after it. Once a request settles, nothing changes its outcome any more.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from billing.usage import Outcome
+
+
+class Phase(Enum):
+    """Where a request is."""
+
+    RECEIVING = auto()
+    ADMITTED = auto()
+    WAITING = auto()
+    RELAYING = auto()
+    SETTLING = auto()
+    DELIVERED = auto()
+
+
+class Cause(Enum):
+    """Why a request ends before its upstream completed it."""
+
+    CLIENT_CLOSED = auto()
+    UPSTREAM_DIED = auto()
+    UPSTREAM_TIMEOUT = auto()
+    SHUTDOWN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What follows: the outcome of the event (None: none is recorded), and the refusal's code for the client."""
+
+    outcome: Outcome | None
+    code: str | None
+
+
+_NOTHING = Ending(None, None)
+_LEFT = Ending(Outcome.CLIENT_CLOSED, None)
+
+_BEFORE_TOKENS = {
+    (Phase.RECEIVING, Cause.CLIENT_CLOSED): _NOTHING,
+    (Phase.RECEIVING, Cause.UPSTREAM_DIED): Ending(None, "no_upstream"),
+    (Phase.RECEIVING, Cause.UPSTREAM_TIMEOUT): Ending(None, "no_upstream"),
+    (Phase.RECEIVING, Cause.SHUTDOWN): Ending(None, "shutting_down"),
+    (Phase.ADMITTED, Cause.CLIENT_CLOSED): _NOTHING,
+    (Phase.ADMITTED, Cause.UPSTREAM_DIED): Ending(None, "no_upstream"),
+    (Phase.ADMITTED, Cause.UPSTREAM_TIMEOUT): Ending(None, "no_upstream"),
+    (Phase.ADMITTED, Cause.SHUTDOWN): Ending(None, "shutting_down"),
+    (Phase.WAITING, Cause.CLIENT_CLOSED): _LEFT,
+    (Phase.WAITING, Cause.UPSTREAM_DIED): Ending(None, "upstream_error"),
+    (Phase.WAITING, Cause.UPSTREAM_TIMEOUT): Ending(None, "upstream_timeout"),
+    (Phase.WAITING, Cause.SHUTDOWN): Ending(None, "shutting_down"),
+    (Phase.RELAYING, Cause.CLIENT_CLOSED): _LEFT,
+    (Phase.RELAYING, Cause.UPSTREAM_DIED): Ending(None, "upstream_error"),
+    (Phase.RELAYING, Cause.UPSTREAM_TIMEOUT): Ending(None, "upstream_timeout"),
+    (Phase.RELAYING, Cause.SHUTDOWN): Ending(None, "shutting_down"),
+}
+
+_AFTER_TOKENS = {
+    (Phase.RELAYING, Cause.CLIENT_CLOSED): _LEFT,
+    (Phase.RELAYING, Cause.UPSTREAM_DIED): Ending(Outcome.UPSTREAM_ERROR, "upstream_error"),
+    (Phase.RELAYING, Cause.UPSTREAM_TIMEOUT): Ending(Outcome.UPSTREAM_ERROR, "upstream_timeout"),
+    (Phase.RELAYING, Cause.SHUTDOWN): Ending(Outcome.STOPPED, "shutting_down"),
+}
+
+
+def ending(phase: Phase, cause: Cause, *, has_tokens: bool) -> Ending:
+    """Say what follows when `cause` ends a request in `phase`; `has_tokens`: something was delivered already."""
+    if phase in (Phase.SETTLING, Phase.DELIVERED):
+        return _NOTHING
+    table = _AFTER_TOKENS if has_tokens and phase is Phase.RELAYING else _BEFORE_TOKENS
+    return table[phase, cause]
+
+
+MESSAGES = {
+    "no_upstream": "no model server can be reached for this model; try again later",
+    "upstream_error": "the model server broke off its answer; what was delivered is billed",
+    "upstream_timeout": "the model server did not answer in time",
+    "shutting_down": "this gateway is restarting; try again",
+}

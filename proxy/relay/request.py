@@ -1,0 +1,175 @@
+"""The request's body: parsed once, read, edited where documented, and serialised again.
+
+Invariant I8: what is admitted is what is forwarded. The upstream never sees the client's bytes but the text of the
+value that Weir decided on, so that a duplicate key, an odd charset or a number out of range can not mean one thing
+here and another there. The documented changes: `model` becomes the upstream's name; a stream's
+`stream_options.include_usage` becomes true, and `continuous_usage_stats` goes if the client did not ask for usage
+(vLLM ignores it then, and would show usage on every chunk otherwise); an answer of several outputs from llama.cpp, not
+streamed, is asked as a stream (it reports only the first).
+
+What limits the bill is read strictly, because servers read it loosely. Measured on llama.cpp b11549: `n_predict` goes
+before `max_completion_tokens` before `max_tokens`, 20.7 is 20, `true` is 1, -1 is no limit; `n_cmpl` goes before `n`,
+which other servers know alone. So a limit that is no integer is refused, as are an `n` and an `n_cmpl` that differ; of
+several limits the largest is believed, for servers differ in which they obey; a negative one is none; and one that the
+server at hand does not know is none either (`Ask.limit_on`).
+"""
+
+from typing import Any, NamedTuple
+
+import orjson
+
+from proxy.meter.steps import Outputs
+from proxy.relay.refusals import Refusal
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+ENDPOINTS = frozenset({CHAT, COMPLETIONS})
+
+_LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "n_predict")
+_OUTPUT_FIELDS = ("n", "n_cmpl", "best_of")
+_OUTPUTS_MAX = 1024
+_DEPTH_MAX = 254
+
+
+class Ask(NamedTuple):
+    """What Weir has to know of a request's body; `body` is the parsed object itself.
+
+    `output_tokens_max` is what its limits add up to, None if there are none; `limit_on` tells if a server obeys them.
+    """
+
+    endpoint: str
+    body: dict[str, Any]
+    model: str
+    streams: bool
+    wants_usage: bool
+    outputs: Outputs
+    output_tokens_max: int | None
+    has_stop_texts: bool = False
+
+    def limit_on(self, kind: str) -> int | None:
+        """Return the most tokens that a server of this kind may generate for it, None if nothing says so for certain.
+
+        A report is clamped to this, so it must not be less than what an honest server generates. `n_predict` is
+        llama.cpp's own; `max_completion_tokens` is known to vLLM and SGLang in chats alone, where they take 0 for
+        none (read in source: `max_completion_tokens or max_tokens`); of other servers `max_tokens` is all that is sure.
+        """
+        if kind == "llamacpp" or self.endpoint not in ENDPOINTS:
+            return self.output_tokens_max
+        is_modern = kind in ("vllm", "sglang") and self.endpoint == CHAT
+        obeyed = ("max_tokens", "max_completion_tokens") if is_modern else ("max_tokens",)
+        return self.output_tokens_max if any((self.body.get(field) or 0) > 0 for field in obeyed) else None
+
+
+def read(endpoint: str, raw: bytes) -> Ask | Refusal:
+    """Parse and check the fields that Weir reads; whatever else is there is the upstream's to judge."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        return Refusal("invalid_json", f"the body is not valid JSON in UTF-8: {error}")
+    if not isinstance(body, dict):
+        return Refusal("invalid_request", "the body must be a JSON object")
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        return Refusal("invalid_request", "`model` must be a non-empty string", "model")
+    refusal = _check_stream(body) or _check_counts(body)
+    if refusal is not None:
+        return refusal
+    if _is_too_deep(raw, body):
+        return Refusal("invalid_request", f"the body is nested deeper than {_DEPTH_MAX} levels")
+    streams, options = bool(body.get("stream")), body.get("stream_options")
+    outputs = Outputs(_prompts(endpoint, body), body.get("n_cmpl") or body.get("n") or 1)
+    return Ask(
+        endpoint=endpoint,
+        body=body,
+        model=model,
+        streams=streams,
+        wants_usage=not streams or bool(options and options.get("include_usage")),
+        outputs=outputs,
+        output_tokens_max=_output_limit(body, outputs),
+        has_stop_texts=bool(body.get("stop")),
+    )
+
+
+def _check_stream(body: dict[str, Any]) -> Refusal | None:
+    streams, options = body.get("stream"), body.get("stream_options")
+    if streams is not None and not isinstance(streams, bool):
+        return Refusal("invalid_request", "`stream` must be true or false", "stream")
+    if not streams or options is None:
+        return None
+    if not isinstance(options, dict):
+        return Refusal("invalid_request", "`stream_options` must be an object", "stream_options")
+    includes = options.get("include_usage")
+    if includes is not None and not isinstance(includes, bool):
+        return Refusal("invalid_request", "`stream_options.include_usage` must be true or false", "stream_options")
+    return None
+
+
+def _check_counts(body: dict[str, Any]) -> Refusal | None:
+    for field in _OUTPUT_FIELDS:
+        value = body.get(field)
+        if value is not None and not (_is_integer(value) and 1 <= value <= _OUTPUTS_MAX):
+            return Refusal("invalid_request", f"`{field}` must be an integer from 1 to {_OUTPUTS_MAX}", field)
+    if body.get("n") and body.get("n_cmpl") and body["n"] != body["n_cmpl"]:
+        return Refusal("invalid_request", "`n` and `n_cmpl` name the same number and must not differ", "n_cmpl")
+    for field in _LIMIT_FIELDS:
+        if body.get(field) is not None and not _is_integer(body[field]):
+            return Refusal("invalid_request", f"`{field}` must be an integer", field)
+    return None
+
+
+def _is_too_deep(raw: bytes, body: dict[str, Any]) -> bool:
+    """Tell whether a body that could be parsed can not be serialised: orjson reads 1,024 levels and writes 254."""
+    if raw.count(b"{") + raw.count(b"[") <= _DEPTH_MAX:
+        return False
+    try:
+        orjson.dumps(body)
+    except TypeError:
+        return True
+    return False
+
+
+def _prompts(endpoint: str, body: dict[str, Any]) -> int:
+    """Return how many prompts there are; a list with token ids in it is one (llama.cpp takes texts among them)."""
+    prompt = body.get("prompt") if endpoint == COMPLETIONS else None
+    if not isinstance(prompt, list) or any(_is_integer(part) for part in prompt):
+        return 1
+    return len(prompt) or 1
+
+
+def _output_limit(body: dict[str, Any], outputs: Outputs) -> int | None:
+    """Return what the limits add up to; llama.cpp generates one token even where 0 are allowed (measured).
+
+    With `prompt_embeds` (vLLM) it can not be told how many prompts there are.
+    """
+    limits: list[int] = [body[field] for field in _LIMIT_FIELDS if body.get(field) is not None]
+    if not limits or min(limits) < 0 or body.get("prompt_embeds") is not None:
+        return None
+    candidates: list[int] = [body.get(field) or 1 for field in _OUTPUT_FIELDS]
+    return max(1, *limits) * outputs.prompts * max(candidates)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class Forwarded(NamedTuple):
+    """The upstream's body, and whether its answer is a stream that Weir gathers or whose usage it hides."""
+
+    raw: bytes
+    hides_usage: bool
+    gathers: bool
+
+
+def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forwarded:
+    """Serialise the body for one upstream. `reports_each_output`: it is llama.cpp (see the module's docstring)."""
+    body = {**ask.body, "model": upstream_model}
+    gathers = not ask.streams and reports_each_output and ask.outputs.total > 1
+    if gathers:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    elif ask.streams:
+        options = {**(body.get("stream_options") or {}), "include_usage": True}
+        if not ask.wants_usage:
+            options.pop("continuous_usage_stats", None)
+        body["stream_options"] = options
+    return Forwarded(orjson.dumps(body), hides_usage=not ask.wants_usage, gathers=gathers)

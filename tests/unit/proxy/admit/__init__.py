@@ -1,0 +1,1 @@
+"""Keys, limits and the order of refusals."""

@@ -1,0 +1,1 @@
+"""Meters against real servers' bytes, and against bytes that no server should send."""

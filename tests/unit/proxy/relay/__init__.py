@@ -1,0 +1,1 @@
+"""What is admitted, forwarded, refused and told."""
