@@ -20,6 +20,12 @@ from sqlalchemy.pool import QueuePool
 
 from billing.errors import ConfigError, DatabaseAwayError
 
+Connection = sa.Connection
+"""What a transaction gives; named here, so that callers need not import SQLAlchemy."""
+
+DatabaseError = DBAPIError
+"""Whatever the database says no with; `is_away` tells an outage from a fault of ours."""
+
 SQLITE_BUSY_TIMEOUT_MS = 10_000
 SQLITE_CACHE_KIB = 16 * 1024
 
