@@ -32,8 +32,10 @@ from proxy.relay.counting import Counting
 from proxy.relay.discovery import Discovery
 from proxy.relay.services import Services
 from proxy.settle import Recorder
+from proxy.supervisor import Supervisor
 
 TICK_S = 1.0
+BACKLOG = 2048
 SHARDS = 64
 GC_ALLOCATIONS = 50_000
 LAST_BYTES_S = 10
@@ -43,14 +45,25 @@ log = logging.getLogger("weir.gateway")
 
 
 def serve(config: Config) -> None:
-    """Run one gateway process until it is told to stop. Raises ConfigError, SchemaError, DatabaseAwayError."""
+    """Run the gateway until it is told to stop. Raises ConfigError, SchemaError, DatabaseAwayError."""
     if not config.upstreams:
         raise ConfigError("no [[upstreams]] are configured; `weir init` finds local model servers")
     database = Database(config.database.url)
     migrate.require_current(database)
-    listener = _listening(config)
+    database.close()
+    workers = config.gateway.workers
+    with _bound(config, shares_port=workers > 1) as reserved:
+        port = reserved.getsockname()[1]
+        if workers == 1:
+            _run_worker(config, reserved)
+        else:  # each has a socket of its own on the one port, so that the kernel spreads the connections
+            Supervisor(workers, lambda _index: _run_worker(config, _bound(config, shares_port=True, port=port))).run()
+
+
+def _run_worker(config: Config, listener: socket.socket) -> None:
+    listener.listen(BACKLOG)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, database, listener))
+        runner.run(_serve(config, Database(config.database.url), listener))
 
 
 async def _serve(config: Config, database: Database, listener: socket.socket) -> None:
@@ -163,9 +176,16 @@ async def _tick(services: Services, server: "GracefulServer") -> None:
             connection.check_time(now)
 
 
-def _listening(config: Config) -> socket.socket:
-    address = (config.gateway.host, config.gateway.port)
+def _bound(config: Config, *, shares_port: bool, port: int | None = None) -> socket.socket:
+    """Return a socket that is bound and does not listen yet: the kernel gives it no connections."""
+    host, port = config.gateway.host, config.gateway.port if port is None else port
     try:
-        return socket.create_server(address, backlog=2048)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address)
     except OSError as error:
-        raise ConfigError(f"can not listen on {address[0]}:{address[1]}: {error.strerror}") from None
+        raise ConfigError(f"can not listen on {host}:{port}: {error.strerror}") from None
+    return bound

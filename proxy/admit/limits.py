@@ -40,7 +40,7 @@ def check(buckets: Buckets, rpm: int, tpm: int, concurrency: int, now: int) -> E
     if concurrency and buckets.in_flight >= concurrency:
         return Exceeded("concurrency", concurrency, 1_000_000)
     if rpm:
-        wait = max(buckets.requests_until, now * _FINE) + _MINUTE // rpm - now * _FINE - _MINUTE
+        wait = buckets.requests_until + _MINUTE // rpm - now * _FINE - _MINUTE
         if wait > 0:
             return Exceeded("requests", rpm, -(-wait // _FINE))
     if tpm:
