@@ -80,7 +80,8 @@ def stream_meter(plan: Plan, content_type: bytes) -> Meter:
     Server-sent events under an `/api` path are a chat of OpenAI's shape: llama.cpp builds that have the path mean that.
     """
     if plan.gathers:
-        return Gatherer(plan.outputs, is_chat=plan.endpoint == endpoints.CHAT)
+        is_chat = plan.endpoint == endpoints.CHAT
+        return Gatherer(plan.outputs, is_chat=is_chat, has_stop_texts=plan.has_stop_texts)
     if plan.endpoint == endpoints.RESPONSES:
         return ResponsesMeter(cost_of=plan.cost_of, has_stop_texts=plan.has_stop_texts)
     if plan.endpoint == endpoints.MESSAGES:

@@ -43,8 +43,9 @@ def forwarded(endpoint: str, **body: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("endpoint", OTHERS)
 def test_the_model_is_read_and_becomes_the_upstreams(endpoint: str) -> None:
     """Usage is always seen in these protocols, and there is one output."""
-    found = ask(endpoint, input="x")
-    assert (found.endpoint, found.model, found.wants_usage, found.outputs) == (endpoint, "m", True, Outputs())
+    for body in ({}, {"stream": True}, {"stream": False, "n": 1}):
+        found = ask(endpoint, input="x", **body)
+        assert (found.endpoint, found.model, found.wants_usage, found.outputs) == (endpoint, "m", True, Outputs())
     assert forwarded(endpoint, input="x")["model"] == "their-m"
 
 
@@ -104,6 +105,7 @@ def test_who_streams(endpoint: str, body: dict[str, Any], streams: bool) -> None
         (endpoints.MESSAGES, {"max_tokens": None}, None),
         (endpoints.OLLAMA_CHAT, {"options": {"num_predict": 80}, "max_tokens": 5}, 80),
         (endpoints.OLLAMA_CHAT, {"num_predict": 80}, None),
+        (endpoints.OLLAMA_CHAT, {"options": {"num_predict": 80, "max_tokens": 500}}, 80),
         (endpoints.OLLAMA_CHAT, {"options": {"num_predict": -1}}, None),
         (endpoints.OLLAMA_GENERATE, {"options": {"num_predict": 0}}, None),
         (endpoints.OLLAMA_GENERATE, {"options": []}, None),
@@ -133,6 +135,12 @@ def test_several_outputs_are_refused_where_the_protocol_has_one(endpoint: str, n
     assert (refused(endpoint, **{name: 2}).code, refused(endpoint, **{name: 2}).param) == ("invalid_request", name)
     assert ask(endpoint, **{name: 1}).outputs == Outputs()
     assert ask(endpoint, **{name: None}).outputs == Outputs()
+
+
+def test_a_number_of_outputs_means_nothing_where_there_are_none() -> None:
+    """The upstream may refuse it, the meter needs not know."""
+    for endpoint in (endpoints.EMBEDDINGS, endpoints.OLLAMA_CHAT):
+        assert ask(endpoint, n=2).outputs == Outputs()
 
 
 def test_state_on_the_upstream_is_refused_or_switched_off() -> None:

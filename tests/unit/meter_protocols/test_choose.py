@@ -2,6 +2,7 @@
 
 import pytest
 
+from billing.tokens.vocabulary import Vocabulary
 from billing.usage import Usage
 from proxy.meter import choose, embeddings, endpoints, messages, ollama, responses, whole
 from proxy.meter.choose import Meter, Plan, is_stream, stream_meter, whole_reader
@@ -11,7 +12,7 @@ from proxy.meter.ollama import OllamaMeter
 from proxy.meter.responses import ResponsesMeter
 from proxy.meter.steps import Outputs
 from proxy.meter.stream import StreamMeter
-from tests.unit.meter_protocols.streams import LLAMA, VLLM, body, chat_line, last_line, line, relay
+from tests.unit.meter_protocols.streams import LLAMA, VLLM, body, chat_line, event, last_line, line, relay
 
 EVENTS = b"text/event-stream; charset=utf-8"
 LINES = b"application/x-ndjson"
@@ -106,6 +107,24 @@ def test_the_plan_reaches_the_meter() -> None:
     gathered = stream_meter(two._replace(gathers=True), EVENTS)
     assert isinstance(gathered, Gatherer)
     assert relay(gathered, [body(f"{LLAMA}/chat_n2_stream")])[1].usage == Usage(13, 88, 11)
+
+
+def test_stop_texts_reach_every_meter(qwen: Vocabulary) -> None:
+    """A counted answer has one token less then: its end may have been the text."""
+    text = {"type": "response.output_text.delta", "delta": "Hello!"}
+    ended = {"type": "response.completed", "response": {"status": "completed"}}
+    streams = {
+        endpoints.RESPONSES: event(text) + event(ended),
+        endpoints.MESSAGES: event({"delta": {"text": "Hello!"}}) + event({"delta": {"stop_reason": "end_turn"}}),
+        endpoints.OLLAMA_CHAT: line(chat_line("Hello!")) + line(last_line()),
+        endpoints.CHAT: event({"choices": [{"delta": {"content": "Hello!"}, "finish_reason": "stop"}]}),
+    }
+    for endpoint, data in streams.items():
+        for has_stop_texts, tokens in ((False, 3), (True, 2)):
+            content_type = LINES if endpoint == endpoints.OLLAMA_CHAT else EVENTS
+            meter = stream_meter(Plan(endpoint, has_stop_texts=has_stop_texts), content_type)
+            meter.receive(data)
+            assert meter.delivered().output_tokens(qwen) == tokens
 
 
 def test_only_ollama_and_its_likeness_get_ollamas_paths() -> None:

@@ -36,6 +36,18 @@ def test_after_a_burst_requests_come_back_one_by_one() -> None:
     assert check(buckets, 10, 0, 0, NOW + 2 * MINUTE_US) is None
 
 
+@pytest.mark.parametrize("rpm", [7, 70_000, 1])
+def test_whoever_comes_back_when_told_is_let_in_and_not_before(rpm: int) -> None:
+    """Where a minute can not be divided, too: told in whole microseconds, rounded up."""
+    buckets = Buckets()
+    for _ in range(rpm):
+        take_request(buckets, rpm, NOW)
+    exceeded = check(buckets, rpm, 0, 0, NOW)
+    assert exceeded == Exceeded("requests", rpm, -(-MINUTE_US // rpm))
+    assert check(buckets, rpm, 0, 0, NOW + exceeded.retry_us - 1) is not None
+    assert check(buckets, rpm, 0, 0, NOW + exceeded.retry_us) is None
+
+
 def test_tokens_are_taken_when_they_are_known() -> None:
     """A request runs while the bucket is not overdrawn, whatever it will use; the next one waits for the refill."""
     buckets = Buckets()
