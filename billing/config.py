@@ -171,7 +171,7 @@ def _overlay_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> Non
             _section(raw, "stripe")[STRIPE_ENV[name]] = value
         elif name.startswith(ENV_PREFIX) and "__" in name:
             section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
-            if section == "upstreams" or section == "tokenizers":
+            if section in ("upstreams", "tokenizers"):
                 raise ConfigError(f"{name}: [{section}] can only be set in the file")
             _section(raw, section)[key] = value
 

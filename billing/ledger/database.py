@@ -53,9 +53,9 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """Open a transaction that may write; it commits at the end of the block, or rolls back on an exception."""
-        with self._connected() as connection:
-            if self.is_sqlite:
-                connection = connection.execution_options(weir_begin="BEGIN IMMEDIATE")
+        with self._connected() as connected:
+            begin = {"weir_begin": "BEGIN IMMEDIATE"} if self.is_sqlite else {}
+            connection = connected.execution_options(**begin)
             with connection.begin():
                 yield connection
 
@@ -82,9 +82,9 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Open a transaction that only reads, on one snapshot."""
-        with self._connected() as connection:
-            if not self.is_sqlite:
-                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with self._connected() as connected:
+            level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            connection = connected.execution_options(**level)
             with connection.begin():
                 yield connection
 
@@ -114,8 +114,8 @@ class Database:
         if self.is_sqlite:
             yield from self._elected_by_file(job)
             return
-        with self._connected() as connection:
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        with self._connected() as connected:
+            connection = connected.execution_options(isolation_level="AUTOCOMMIT")
             number = crc32(f"weir:{job}".encode())
             is_mine = connection.scalar(sa.text("SELECT pg_try_advisory_lock(:n)"), {"n": number}) is True
             try:
