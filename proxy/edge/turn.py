@@ -196,10 +196,11 @@ class Turn:
     def _admit(self, principal: Principal | None) -> None:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
+        exchange = self.exchange
         try:
-            self.exchange.admit(principal, body)
+            exchange.admit(principal, body)
         except Exception:  # a fault of ours: the client must not wait for ever, and its place must be given back
-            log.exception("request.failed", extra={"request": self.exchange.request_id})
+            log.exception("request.failed", extra={"request": exchange.request_id})
             self._wire.transport.abort()
 
     # the exchange's client

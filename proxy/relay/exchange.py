@@ -192,9 +192,8 @@ class Exchange:
         self._active_at = self._services.loop.time()
         pool, raw = self._server.pool, self._forwarded.raw
         path = pool.path_prefix + self._path.encode()
-        connection.write(
-            fields.upstream_head(path, pool.fixed_lines, self.request_id.encode(), self._request_headers, len(raw))
-        )
+        head = fields.upstream_head(path, pool.fixed_lines, self.request_id.encode(), self._request_headers, len(raw))
+        connection.write(head)
         connection.write(raw)
 
     def head(self, status: int, headers: fields.Headers) -> None:

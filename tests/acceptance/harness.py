@@ -257,6 +257,12 @@ class Gateway:
         return self._process
 
     @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers, where there are several."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii")
+        return [int(pid) for pid in children.split()]
+
+    @property
     def pid(self) -> int:
         """The process id."""
         return self._running().pid
@@ -290,16 +296,27 @@ class Gateway:
         log = self.log
         new, self._log_seen = log[self._log_seen :], len(log)
         assert not any(mark in new for mark in _FAILURES), f"the gateway failed:\n{new[-6000:]}"
+        assert "wk_" not in new, "a key is in the log"
 
-    def rows(self, query: str) -> list[Row]:
-        """The rows of a query on the ledger, past all code of ours."""
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[[str], list[Row]]]:
+        """A function that gives the rows of a query, past all code of ours; all its answers are of one moment."""
         if self.database_url.startswith("sqlite"):
-            with contextlib.closing(sqlite3.connect(self.database_url.removeprefix("sqlite:///"), timeout=30)) as lite:
+            path = self.database_url.removeprefix("sqlite:///")
+            with contextlib.closing(sqlite3.connect(path, timeout=LIMIT_S, isolation_level=None)) as lite:
                 lite.row_factory = sqlite3.Row
-                return [dict(row) for row in lite.execute(query)]
+                lite.execute("BEGIN")
+                yield lambda query: [dict(row) for row in lite.execute(query)]
+            return
         url = self.database_url.replace("postgresql+psycopg", "postgresql")
         with psycopg.connect(url, row_factory=dict_row) as post:
-            return post.execute(query.encode()).fetchall()
+            post.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            yield lambda query: post.execute(query.encode()).fetchall()
+
+    def rows(self, query: str) -> list[Row]:
+        """The rows of one query."""
+        with self.reading() as read:
+            return read(query)
 
     def events(self) -> list[Row]:
         """All usage events, oldest first."""
@@ -318,8 +335,8 @@ class Gateway:
     def assert_sums_agree(self) -> None:
         """Fail unless the hourly rollups are the sums of the events, to the unit."""
         names = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
-        events = self.events()
-        hours = self.rows("SELECT * FROM usage_hourly")
+        with self.reading() as read:
+            events, hours = read("SELECT * FROM usage_events"), read("SELECT * FROM usage_hourly")
         assert sum(row["requests"] for row in hours) == len(events)
         for name in names:
             assert sum(row[name] for row in hours) == sum(event[name] for event in events), name

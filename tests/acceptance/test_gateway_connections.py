@@ -67,12 +67,15 @@ def test_a_connection_that_was_lost_before_its_use_says_so() -> None:
     async def test(fake: FakeUpstream, pool: Pool) -> None:
         loop = asyncio.get_running_loop()
         transport, connection = await loop.create_connection(lambda: UpstreamConnection(pool), "127.0.0.1", fake.port)
+        while not fake.connections:
+            await asyncio.sleep(0)
         transport.abort()
         for _ in range(5):
             await asyncio.sleep(0)  # the loop tells the connection
         listener = Heard()
         connection.serve(listener)
         assert await listener.end == "died"
+        fake.wait_for_open_connections(0)
 
     run(test)
 

@@ -262,6 +262,19 @@ def test_a_client_that_asks_to_close_gets_its_answer_and_a_close(gateway: Gatewa
         assert client.is_closed()
 
 
+def test_nothing_is_done_of_what_follows_a_request_to_close(gateway: Gateway, fake: FakeUpstream) -> None:
+    before = len(asked(fake))
+    with Raw(gateway) as client:
+        client.send(request(gateway.key, headers={"Connection": "close"}) + request(gateway.key))
+        assert client.answer().status == 200
+        assert client.is_closed()
+    with Raw(gateway) as client:
+        client.send(request(gateway.key, version="1.0") + request(gateway.key))
+        assert client.answer().status == 200
+    assert ask(gateway, request(gateway.key)).status == 200
+    assert len(asked(fake)) == before + 3
+
+
 def test_expect_100_continue_is_told_to_go_on_before_its_body(gateway: Gateway) -> None:
     whole = request(gateway.key, headers={"Expect": "100-continue"})
     head, _, content = whole.partition(b"\r\n\r\n")
