@@ -7,6 +7,7 @@ through webhooks and reconciliation. The map, and what each part may import:
     config                                     money, errors
     tokens/                                    errors: text → token counts on the model's own vocabulary
     pricing/                                   money, usage: dated rates and margins → a quote → an amount
+    credit/                                    pricing, money: what a request may cost, what an amount affords
     ledger/                                    pricing and above: the only home of SQL; functions take `conn`
     stripe_sync/                               ledger: the only home of the `stripe` package
     reports/                                   ledger, pricing: read rollups, never events

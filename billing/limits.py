@@ -53,4 +53,17 @@ STRIPE_UNITS_PER_EVENT_MAX = 10**15 - 1
 WEBHOOK_BODY_BYTES_MAX = 2**20
 """One event of Stripe's; the objects in it list at most ten rows of a kind."""
 
+GRANT_PICO_MAX = 10**9 * PICO_PER_MAJOR
+"""The largest credit at once: a thousand million major units; more is a slip of the decimal point."""
+
+GRANTS_LIVE_MAX = 100
+"""Credits of one customer that are neither used up nor expired, as at Stripe; every entry lists them."""
+
+LEASE_PICO_MAX = 10**6 * PICO_PER_MAJOR
+"""The most that one lease holds: its amounts are single columns of 63 bits."""
+
+PURSE_WAITERS_MAX = 1_000
+"""Requests of one customer that wait for credit in one worker; above it they are refused for now."""
+
 assert RATE_PICO_MAX * TOKENS_PER_EVENT_MAX + REQUEST_FEE_PICO_MAX < 2**63
+assert LEASE_PICO_MAX < 2**62

@@ -36,6 +36,7 @@ class Anomaly(StrEnum):
     OUTPUT_EXCEEDS_LIMIT = "output_exceeds_limit"
     INPUT_IMPLAUSIBLE = "input_implausible"
     OUTPUT_MISMATCH = "output_mismatch"
+    UNCOVERED = "uncovered"
 
 
 class Usage(NamedTuple):

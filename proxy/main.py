@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "key": "billing.cli.key",
         "cost": "billing.cli.cost",
         "margin": "billing.cli.margin",
+        "credit": "billing.cli.credit",
         "usage": "billing.cli.usage",
         "report": "billing.cli.report",
         "trace": "billing.cli.trace",

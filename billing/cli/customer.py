@@ -21,12 +21,20 @@ def customer() -> None:
 @customer.command()
 @click.argument("name")
 @click.option("--email", metavar="ADDRESS", help="Where invoices go.")
+@click.option("--prepaid", "is_prepaid", is_flag=True, help="Nothing beyond its credit: see `weir credit grant`.")
 @click.option("--stripe", "is_stripe", is_flag=True, help="Create the customer and a subscription at Stripe.")
 @click.option("--stripe-customer", metavar="cus_…", help="Link an existing customer of Stripe's.")
 @listing
 @pass_session
 def add(
-    session: Session, name: str, *, email: str | None, is_stripe: bool, stripe_customer: str | None, form: str
+    session: Session,
+    name: str,
+    *,
+    email: str | None,
+    is_prepaid: bool,
+    is_stripe: bool,
+    stripe_customer: str | None,
+    form: str,
 ) -> None:
     """Add a customer."""
     if is_stripe and stripe_customer is not None:
@@ -34,7 +42,7 @@ def add(
     if is_stripe or stripe_customer is not None:
         _require_stripe(session)
     with session.database.writing() as conn:
-        added = accounts.add_customer(conn, name, email, session.now, session.actor)
+        added = accounts.add_customer(conn, name, email, session.now, session.actor, is_prepaid=is_prepaid)
     if is_stripe or stripe_customer is not None:
         try:
             _connect(session, added, stripe_customer)
@@ -140,6 +148,7 @@ def row(found: Customer) -> dict[str, object]:
         "name": found.name,
         "email": found.email,
         "status": "suspended" if found.suspensions else "active",
+        "prepaid": found.is_prepaid,
         "suspensions": [
             {"cause": held.cause.value, "reason": held.reason, "since": instant_text(held.since)}
             for held in found.suspensions

@@ -14,8 +14,13 @@ because nothing may query behind the reader's back, and the hot insert binds a N
     accounts    customers, suspensions, API keys
     versions    dated cost rates and margin rules → PriceBook
     events      usage events and their hourly rollups, in one transaction
+    credit      the history of prepaid credit: what was given, burnt, expired, taken back
+    leases      slices of credit that workers hold
+    charges     usage that credit pays for: the event and what it takes from leases, in one transaction
     outbox      rollup deltas → meter_batches and carry
+    standings   where each customer stands with Stripe: units sent, unsent, carried
     inbox       stripe_events: stored before the 200, worked off in the background
+    stripe_objects  the ids of the meter, product and price at Stripe
     totals      sums over the rollups, for reports
     tracing     one request, from its event to its batch
     backup      a copy of the whole ledger while it is being written

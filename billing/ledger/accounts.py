@@ -53,7 +53,10 @@ class Suspension:
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """Who pays; the billing period [period_start, period_end) is that of the Stripe subscription."""
+    """Who pays; the billing period [period_start, period_end) is that of the Stripe subscription.
+
+    A prepaid customer can use its credit and nothing beyond it.
+    """
 
     id: str
     name: str
@@ -65,6 +68,7 @@ class Customer:
     period_start: Instant | None
     period_end: Instant | None
     past_due_since: Instant | None
+    is_prepaid: bool
     suspensions: tuple[Suspension, ...]
 
 
@@ -101,9 +105,12 @@ class Principal:
     suspension: str | None
     period_start: Instant | None
     period_end: Instant | None
+    is_prepaid: bool = False
 
 
-def add_customer(conn: sa.Connection, name: str, email: str | None, at: Instant, actor: str) -> Customer:
+def add_customer(
+    conn: sa.Connection, name: str, email: str | None, at: Instant, actor: str, *, is_prepaid: bool = False
+) -> Customer:
     """Add a customer. Raises UsageError for what is no name or address, RefusedError for a name in use."""
     name = _checked_name(name)
     if email is not None:
@@ -113,8 +120,9 @@ def add_customer(conn: sa.Connection, name: str, email: str | None, at: Instant,
     if taken is not None:
         raise RefusedError(f"the customer {name!r} exists already ({taken}); choose another name")
     customer_id = ids.new_id("cust")
-    conn.execute(sa.insert(schema.customers).values(id=customer_id, name=name, email=email, created_at=at))
-    details = {"name": name, "email": email}
+    row = {"id": customer_id, "name": name, "email": email, "created_at": at, "is_prepaid": int(is_prepaid)}
+    conn.execute(sa.insert(schema.customers).values(row))
+    details = {"name": name, "email": email} | ({"is_prepaid": True} if is_prepaid else {})
     audit.record(conn, at=at, actor=actor, action="customer.add", subject=customer_id, details=details)
     return get_customer(conn, customer_id)
 
@@ -329,7 +337,7 @@ def principal(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
     row = conn.execute(
         sa.select(
             *(keys.c[name] for name in ("id", "models", "rpm", "tpm", "concurrency", "expires_at", "revoked_at")),
-            *(customers.c[name] for name in ("name", "period_start", "period_end")),
+            *(customers.c[name] for name in ("name", "period_start", "period_end", "is_prepaid")),
             customers.c.id.label("customer_id"),
             reason.label("suspension"),
         )
@@ -351,6 +359,7 @@ def principal(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
         suspension=row.suspension,
         period_start=row.period_start,
         period_end=row.period_end,
+        is_prepaid=bool(row.is_prepaid),
     )
 
 
@@ -416,6 +425,7 @@ def _customer(row: sa.Row[Any], suspensions: Iterable[Suspension]) -> Customer:
         period_start=row.period_start,
         period_end=row.period_end,
         past_due_since=row.past_due_since,
+        is_prepaid=bool(row.is_prepaid),
         suspensions=tuple(suspensions),
     )
 

@@ -10,8 +10,9 @@ taken in key order, so that two writers can not deadlock.
 The statements go to the driver as they are (a tuple per row): SQLAlchemy Core costs 30 µs a row here, this 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 
 import sqlalchemy as sa
 
@@ -30,16 +31,27 @@ _SUMS = (
     "cost_pico",
     "amount_micro",
     "amount_pico",
+    "credit_micro",
+    "credit_pico",
+    "assigned_micro",
+    "assigned_pico",
 )
 _KEY = ("customer_id", "window_start", "api_key_id", "model", "shard")
 _PICO_PER_MICRO = 1_000_000
+_NO_CREDIT: Mapping[str, int] = MappingProxyType({})
 
 
-def append(conn: sa.Connection, events: Sequence[UsageEvent], shard: int) -> None:
-    """Insert the events and add them to their rollups. Raises IntegrityError if an id is already there."""
+def append(
+    conn: sa.Connection, events: Sequence[UsageEvent], shard: int, credit: Mapping[str, int] = _NO_CREDIT
+) -> None:
+    """Insert the events and add them to their rollups. Raises IntegrityError if an id is already there.
+
+    `credit` says how much of an event, by its id, prepaid credit pays for (`billing/ledger/charges.py`). That part
+    counts as assigned from the start, so that no batch can claim it and Stripe is never asked for it a second time.
+    """
     insert_sql, upsert_sql = _statements(conn.dialect.paramstyle)
     sequences: dict[RollupKey, int] = {}
-    for key, sums in sorted(_summed(events, shard).items()):
+    for key, sums in sorted(_summed(events, shard, credit).items()):
         sequences[key] = conn.exec_driver_sql(upsert_sql, (*key, *sums)).scalar_one()
     rows = [
         (*event, shard, sequences[event.customer_id, event.window_start, event.api_key_id, event.model, shard])
@@ -56,7 +68,7 @@ def absent(conn: sa.Connection, events: Sequence[UsageEvent]) -> list[UsageEvent
     return [event for event in events if event.id not in recorded]
 
 
-def _summed(events: Sequence[UsageEvent], shard: int) -> dict[RollupKey, list[int]]:
+def _summed(events: Sequence[UsageEvent], shard: int, credit: Mapping[str, int]) -> dict[RollupKey, list[int]]:
     totals: dict[RollupKey, list[int]] = {}
     for event in events:
         key = (event.customer_id, event.window_start, event.api_key_id, event.model, shard)
@@ -65,7 +77,7 @@ def _summed(events: Sequence[UsageEvent], shard: int) -> dict[RollupKey, list[in
             sums = totals[key] = [0] * len(_SUMS)
         cost_micro, cost_pico = divmod(event.cost_pico, _PICO_PER_MICRO)
         amount_micro, amount_pico = divmod(event.amount_pico, _PICO_PER_MICRO)
-        sums[0] += 1
+        sums[0] += event.adjusts is None  # a correction is no request
         sums[1] += event.input_tokens
         sums[2] += event.cached_input_tokens
         sums[3] += event.output_tokens
@@ -74,6 +86,12 @@ def _summed(events: Sequence[UsageEvent], shard: int) -> dict[RollupKey, list[in
         sums[6] += cost_pico
         sums[7] += amount_micro
         sums[8] += amount_pico
+        if event.id in credit:
+            credit_micro, credit_pico = divmod(credit[event.id], _PICO_PER_MICRO)
+            sums[9] += credit_micro
+            sums[10] += credit_pico
+            sums[11] += credit_micro
+            sums[12] += credit_pico
     return totals
 
 
@@ -88,8 +106,7 @@ def _statements(paramstyle: str) -> tuple[str, str]:
     columns = (*_KEY, *_SUMS)
     sums = ", ".join(f"{name} = usage_hourly.{name} + excluded.{name}" for name in _SUMS)
     upsert = (
-        f"INSERT INTO usage_hourly ({', '.join(columns)}, assigned_micro, assigned_pico, window_seq)"
-        f" VALUES ({', '.join([mark] * len(columns))}, 0, 0, 0)"
+        f"INSERT INTO usage_hourly ({', '.join(columns)}, window_seq) VALUES ({', '.join([mark] * len(columns))}, 0)"
         f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET {sums}"
         " RETURNING window_seq /* weir:events.rollup */"
     )

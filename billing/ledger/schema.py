@@ -4,8 +4,8 @@ Types are the same on both engines: Text, and integers of 64 bits. Instants are 
 amounts picounits; SQLite's tables are STRICT, so that no float and no text can slip into an integer column.
 Sums of money run over two columns (`_micro`, `_pico`: see `billing.money.split`), since SQL integers end at 2⁶³.
 
-History is append-only: `usage_events`, `price_quotes`, `cost_rates`, `margin_rules`, `audit_log` are never updated
-or deleted. `usage_hourly` is their sum, kept in the same transaction as the events.
+History is append-only: `usage_events`, `price_quotes`, `cost_rates`, `margin_rules`, `audit_log`, `credit_entries` and
+`credit_charges` are never updated or deleted. `usage_hourly` is the sum of the events, kept in their transaction.
 """
 
 from sqlalchemy import (
@@ -64,6 +64,8 @@ customers = Table(
     Column("period_start", BIG),
     Column("period_end", BIG),
     Column("past_due_since", BIG),
+    Column("is_prepaid", Integer, nullable=False, server_default="0"),
+    CheckConstraint("is_prepaid IN (0, 1)", name="is_prepaid_or_not"),
     sqlite_strict=True,
 )
 
@@ -210,6 +212,8 @@ usage_hourly = Table(
     Column("assigned_pico", BIG, nullable=False),
     Column("window_seq", BIG, nullable=False),
     Column("is_unassigned", Integer, Computed(_UNASSIGNED, persisted=True), nullable=False),
+    Column("credit_micro", BIG, nullable=False, server_default="0"),
+    Column("credit_pico", BIG, nullable=False, server_default="0"),
     Index("ix_usage_hourly_window_start", "window_start"),
     Index(
         "ix_usage_hourly_unassigned",
@@ -284,6 +288,72 @@ stripe_events = Table(
     CheckConstraint("state IN ('pending', 'done', 'ignored', 'failed')", name="known_state"),
     Index("ix_stripe_events_state", "state", "next_attempt_at"),
     sqlite_strict=True,
+)
+
+credit_entries = Table(
+    "credit_entries",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("customer_id", ID, ForeignKey("customers.id"), nullable=False),
+    Column("seq", BIG, nullable=False),
+    Column("at", BIG, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("grant_id", ID, ForeignKey("credit_entries.id"), nullable=False),
+    Column("amount_micro", BIG, nullable=False),
+    Column("amount_pico", BIG, nullable=False),
+    Column("left_micro", BIG, nullable=False),
+    Column("left_pico", BIG, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("expires_at", BIG),
+    Column("lease_id", ID),
+    Column("source", ID, unique=True),
+    Column("reason", Text),
+    Column("grants", Text, nullable=False),
+    UniqueConstraint("customer_id", "seq"),
+    CheckConstraint(
+        "kind IN ('grant', 'topup', 'burn', 'expiry', 'refund', 'reversal', 'adjustment')", name="known_kind"
+    ),
+    CheckConstraint("left_micro >= 0", name="nothing_overspent"),
+    CheckConstraint("amount_pico BETWEEN 0 AND 999999 AND left_pico BETWEEN 0 AND 999999", name="pico_below_micro"),
+    sqlite_strict=True,
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("customer_id", ID, ForeignKey("customers.id"), nullable=False),
+    Column("grant_id", ID, ForeignKey("credit_entries.id"), nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("amount_pico", BIG, nullable=False),
+    Column("used_pico", BIG, nullable=False),
+    Column("taken_at", BIG, nullable=False),
+    Column("valid_until", BIG, nullable=False),
+    Column("recalled_at", BIG),
+    Column("answered_at", BIG),
+    Column("closed_at", BIG),
+    CheckConstraint("used_pico BETWEEN 0 AND amount_pico", name="nothing_overspent"),
+    Index("ix_leases_customer_id_closed_at", "customer_id", "closed_at"),
+    Index(
+        "ix_leases_open",
+        "holder",
+        sqlite_where=text("closed_at IS NULL"),
+        postgresql_where=text("closed_at IS NULL"),
+    ),
+    sqlite_strict=True,
+)
+
+credit_charges = Table(
+    "credit_charges",
+    metadata,
+    Column("lease_id", ID, primary_key=True),
+    Column("event_id", ID, primary_key=True),
+    Column("at", BIG, nullable=False),
+    Column("amount_pico", BIG, nullable=False),
+    CheckConstraint("amount_pico >= 0", name="not_negative"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
 )
 
 audit_log = Table(

@@ -17,6 +17,10 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("stripe_events", "state"): "done",
     ("meter_batches", "carry_in_pico"): 999_999,
     ("meter_batches", "carry_pico"): 0,
+    ("customers", "is_prepaid"): 1,
+    ("credit_entries", "kind"): "grant",
+    ("credit_entries", "amount_pico"): 999_999,
+    ("credit_entries", "left_pico"): 0,
 }
 MADE_BY_MIGRATION = {"alembic_version", "directory_epoch"}
 BEYOND_A_FLOAT = 2**53 + 1

@@ -102,6 +102,7 @@ def test_storage_is_what_the_engine_does_best(migrated: Database) -> None:
             assert {name for name, (is_keyed, _) in flags.items() if is_keyed} == {
                 "usage_events",
                 "usage_hourly",
+                "credit_charges",
             }
         else:
             collations = {(row[0], row[1]): row[2] for row in conn.execute(sa.text(COLLATIONS))}
