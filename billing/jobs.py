@@ -19,7 +19,7 @@ from billing import clock
 from billing.clock import Clock
 from billing.config import Config
 from billing.errors import RefusedError, WeirError
-from billing.ledger import inbox, partitions
+from billing.ledger import inbox, leases, partitions
 from billing.ledger.database import Database
 from billing.stripe_sync import process, push, refresh, turn
 from billing.stripe_sync.client import connect
@@ -32,12 +32,15 @@ INBOX_INTERVAL_MS = 500
 
 DUNNING_INTERVAL_MS = 60_000
 PARTITIONS_INTERVAL_MS = 24 * 3_600_000
+CREDIT_INTERVAL_MS = 30_000
+TIDY_CUSTOMERS_MAX = 1_000
 BACKOFF_MS_MAX = 60_000
 STOP_WAIT_MS = 1_500
 SIGNAL_POLL_MS = 250
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _PARTITIONS_JOB = "partitions"
+_CREDIT_JOB = "credit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class Jobs:
                 ),
                 Job("dunning", DUNNING_INTERVAL_MS, lambda: self._sweep(port), threading.Event()),
             ]
+        jobs.append(Job(_CREDIT_JOB, CREDIT_INTERVAL_MS, self._tidy_credit, threading.Event()))
         if not self._database.is_sqlite:
             jobs.append(Job("partitions", PARTITIONS_INTERVAL_MS, self._make_partitions, threading.Event()))
         return tuple(jobs)
@@ -154,6 +158,18 @@ class Jobs:
         with self._database.elected(turn.ACCOUNTS) as is_mine:
             if is_mine:
                 refresh.sweep_dunning(self._config, self._database, port, self._now())
+
+    def _tidy_credit(self) -> None:
+        """Give back what dead workers held; whoever needs it before does so too, so this only keeps the books tidy."""
+        with self._database.elected(_CREDIT_JOB) as is_mine:
+            if not is_mine:
+                return
+            with self._database.reading() as conn:
+                at = leases.database_now(conn, self._now)
+                found = leases.dead_customers(conn, at, TIDY_CUSTOMERS_MAX)
+            for customer_id in found:
+                with self._database.writing() as conn:
+                    leases.tidy(conn, customer_id, leases.database_now(conn, self._now))
 
     def _make_partitions(self) -> None:
         with self._database.elected(_PARTITIONS_JOB) as is_mine:

@@ -24,12 +24,14 @@ from billing.ledger import migrate
 from billing.ledger.database import Database
 from billing.tokens.registry import TokenizerRegistry
 from proxy.admit.directory import Directory
+from proxy.admit.purses import Purses
 from proxy.edge import app as control_plane
 from proxy.edge.protocol import KEEP_ALIVE_S, GatewayProtocol
 from proxy.relay.catalog import Catalog, Server
 from proxy.relay.connection import Pool
 from proxy.relay.counting import Counting
 from proxy.relay.discovery import Discovery
+from proxy.relay.holding import Terms
 from proxy.relay.services import Services
 from proxy.settle import Recorder
 from proxy.supervisor import Supervisor
@@ -143,15 +145,18 @@ async def _opened(config: Config, database: Database) -> AsyncIterator[tuple[Ser
     catalog = Catalog([_server(upstream, loop) for upstream in config.upstreams])
     discovery = Discovery(catalog, loop.call_soon_threadsafe)
     jobs = Jobs(config, database)
-    services = Services(loop, directory, catalog, recorder, counting, config.gateway.max_body_mb * 2**20)
+    purses = Purses(database, loop, config.billing.currency)
+    terms = Terms(purses, counting, config.limits.default_max_output_tokens)
+    services = Services(loop, directory, catalog, recorder, counting, terms, config.gateway.max_body_mb * 2**20)
     await loop.run_in_executor(None, discovery.ask_once)
-    for part in (recorder, directory, discovery, jobs):
+    for part in (recorder, purses, directory, discovery, jobs):
         part.start()
     try:
         yield services, jobs
     finally:
         await counting.close()
         await recorder.close()
+        await purses.close()
         for part in (jobs, discovery, directory):
             await loop.run_in_executor(None, part.stop)
         for server in catalog.servers:

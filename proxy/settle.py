@@ -12,14 +12,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from billing import clock
 from billing.clock import hour_start
+from billing.credit.holds import Part
 from billing.errors import DatabaseAwayError
-from billing.ledger import events, versions
+from billing.ledger import charges, events, versions
 from billing.ledger.accounts import Principal
+from billing.ledger.charges import Charge
 from billing.ledger.database import Connection, Database, DatabaseError, is_away
 from billing.limits import RECORD_BATCH_ROWS_MAX, RECORD_QUEUE_ROWS_MAX, TOKENS_PER_EVENT_MAX
 from billing.pricing.quote import Quote
@@ -39,11 +42,15 @@ Done = Callable[[bool], None]
 
 
 class Entry(NamedTuple):
-    """One event on its way to the ledger; `done(True)` is called on the event loop once it is durable."""
+    """One event on its way to the ledger; `done(True)` is called on the event loop once it is durable.
+
+    `credit` is what pays for a prepaid customer's event, None for everybody else's.
+    """
 
     event: UsageEvent
     quote: Quote
     done: Done
+    credit: tuple[Part, ...] | None = None
 
 
 def judged(reported: Usage, output_tokens_max: int | None) -> tuple[Usage, str | None]:
@@ -200,6 +207,15 @@ class Recorder:
                 versions.store_quote(conn, new[ref])
             if is_retry:  # the answer of an earlier commit may have been lost on its way
                 rows = events.absent(conn, rows)
-            if rows:
-                events.append(conn, rows, self._shard)
+            losses = self._append(conn, rows, batch) if rows else ()
         self._stored_refs.update(new)
+        for loss in losses:
+            log.error("credit.uncovered", extra={"event": loss.adjusts, "amount_pico": -loss.amount_pico})
+
+    def _append(self, conn: Connection, rows: list[UsageEvent], batch: list[Entry]) -> Sequence[UsageEvent]:
+        """Append the events, and charge the prepaid ones to credit; return what had to be written off."""
+        due = [Charge(entry.event, entry.credit) for entry in batch if entry.credit is not None]
+        if due:
+            return charges.append(conn, rows, due, self._shard, clock.now())
+        events.append(conn, rows, self._shard)
+        return ()

@@ -5,6 +5,7 @@
 3 model_not_found      unknown, or not allowed for the key
 4 model_not_priced     no cost rate in force: never served free
 5 rate_limit_exceeded  requests, tokens, concurrency
+6 insufficient_credits decided last, when all else is (`proxy/relay/holding.py`): it may have to ask the ledger
 """
 
 from typing import NamedTuple

@@ -3,8 +3,11 @@
 refusals     every way in which Weir itself says no: status, code, shape (pure)
 headers      what passes, what is dropped, what is added, both ways (pure)
 request      the body parsed once, read, edited and serialised (pure)
+affordable   what a prepaid request needs of its credit, and the limits it is forwarded with (pure)
+holding      the credit of one prepaid request: held, settled or given up
 lifecycle    states × causes → what is billed, and what the client is told (pure table)
 catalog      public model name → upstreams; discovery and health
 connection   one upstream HTTP/1.1 connection on httptools, and the pool
+client       what an exchange needs of its client
 exchange     one request, from its first byte to its last: the only place where the parts meet
 """

@@ -36,13 +36,13 @@ PROMPT_COUNTERS = {
 """Where llama.cpp (all three, measured) and vLLM (the last, measured) count a prompt: POST of the same body, answered
 by `{"input_tokens": n}`."""
 
-_OUTPUT_FIELDS = ("n", "n_cmpl", "best_of")
-_LIMIT_FIELDS = ("max_output_tokens", "max_tokens", "max_completion_tokens", "n_predict")
+OUTPUT_FIELDS = ("n", "n_cmpl", "best_of")
+LIMIT_FIELDS = ("max_output_tokens", "max_tokens", "max_completion_tokens", "n_predict")
 _STATE_FIELDS = ("previous_response_id", "conversation")
 _READ_FIELDS = frozenset(
     {"model", "stream", "stream_options", "options", "keep_alive", "store", "background", "stop", "stop_sequences"}
     | {"messages", "prompt", "input", "system", "instructions", "tools", "query", "documents", "texts", "raw", "images"}
-    | {*_OUTPUT_FIELDS, *_LIMIT_FIELDS, *_STATE_FIELDS}
+    | {*OUTPUT_FIELDS, *LIMIT_FIELDS, *_STATE_FIELDS}
 )
 
 
@@ -90,7 +90,7 @@ def _check_spelling(body: dict[str, Any]) -> Refusal | None:
 
 
 def _check_single(endpoint: str, body: dict[str, Any]) -> Refusal | None:
-    for name in _OUTPUT_FIELDS if endpoint in (endpoints.RESPONSES, endpoints.MESSAGES) else ():
+    for name in OUTPUT_FIELDS if endpoint in (endpoints.RESPONSES, endpoints.MESSAGES) else ():
         if body.get(name) not in (None, 1):
             return Refusal("invalid_request", f"`{name}` must be 1: this endpoint gives one output", name)
     return None
@@ -109,7 +109,7 @@ def _check_state(endpoint: str, body: dict[str, Any]) -> Refusal | None:
 
 def _check_limits(body: dict[str, Any]) -> Refusal | None:
     for part in _with_options(body):
-        for name in (*_LIMIT_FIELDS, "num_predict"):
+        for name in (*LIMIT_FIELDS, "num_predict"):
             if part.get(name) is not None and not _is_integer(part[name]):
                 return Refusal("invalid_request", f"`{name}` must be an integer", name)
     return None
@@ -123,7 +123,7 @@ def _output_limit(endpoint: str, body: dict[str, Any]) -> int | None:
     """
     if endpoint in endpoints.PROMPT_ONLY:
         return 0
-    names = ("num_predict",) if endpoint in endpoints.OLLAMA else _LIMIT_FIELDS
+    names = ("num_predict",) if endpoint in endpoints.OLLAMA else LIMIT_FIELDS
     part = _options(body) if endpoint in endpoints.OLLAMA else body
     limits = [part[name] for name in names if part.get(name) is not None]
     return max(limits) if limits and min(limits) > 0 else None

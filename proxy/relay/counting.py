@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -50,7 +51,27 @@ class Counting:
         self._registry = registry
         self._loop = loop
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="weir-counting")
-        self._under_way: set[asyncio.Future[Usage]] = set()
+        self._under_way: set[asyncio.Future[Any]] = set()
+
+    def count_prompt(self, ask: Ask, done: Callable[[int | None], None]) -> None:
+        """Count a prompt on the model's own vocabulary; `done` is called on the event loop, always (None: it failed).
+
+        No server is chosen yet, so it is not known whether it normalises: what is not normalised is never shorter.
+        """
+
+        def count() -> int:
+            return count_prompt(self._vocabulary(ask.model), ask.endpoint, ask.body, nfc=False)
+
+        def report(finished: asyncio.Future[int]) -> None:
+            self._under_way.discard(finished)
+            fault = finished.exception()
+            if fault is not None:
+                log.error("counting.failed", exc_info=fault)
+            done(None if fault is not None else finished.result())
+
+        future = self._loop.run_in_executor(self._threads, count)
+        self._under_way.add(future)
+        future.add_done_callback(report)
 
     def count(self, cut: Cut, done: Callable[[Usage], None]) -> None:
         """Count; `done` is called on the event loop, always."""

@@ -7,7 +7,6 @@ each callback parses, meters and writes.
 """
 
 import logging
-from typing import Protocol
 
 from billing import clock, ids
 from billing.ledger.accounts import Principal
@@ -25,8 +24,10 @@ from proxy.relay import asks
 from proxy.relay import headers as fields
 from proxy.relay import request as requests
 from proxy.relay.catalog import Server
+from proxy.relay.client import Client
 from proxy.relay.connection import UpstreamConnection
 from proxy.relay.counting import Cut
+from proxy.relay.holding import Holding
 from proxy.relay.lifecycle import MESSAGES, Cause, Phase, ending
 from proxy.relay.refusals import Refusal
 from proxy.relay.services import Services
@@ -38,22 +39,6 @@ log = logging.getLogger("weir.relay")
 _CLIENT_CLOSED_STATUS = 499
 _LAST_CHUNK = b"0\r\n\r\n"
 _UNRECORDED = Refusal("recording_unavailable", "the usage of this request could not be recorded; it is not billed")
-
-
-class Client(Protocol):
-    """The client's side of an exchange; never written to after it has gone."""
-
-    keep_alive: bool
-    has_chunks: bool
-
-    def send(self, data: bytes) -> None:
-        """Write bytes to the client."""
-
-    def finish(self) -> None:
-        """The response is complete."""
-
-    def give_up(self) -> None:
-        """Break the connection; the exchange is told that its client has gone."""
 
 
 class Exchange:
@@ -74,6 +59,7 @@ class Exchange:
         "_forwarded",
         "_has_client",
         "_head_sent",
+        "_holding",
         "_is_paused",
         "_meter",
         "_outcome",
@@ -102,6 +88,7 @@ class Exchange:
         self._is_paused = False
         self._principal: Principal | None = None
         self._quote: Quote | None = None
+        self._holding: Holding | None = None
         self._server: Server | None = None
         self._tried: list[Server] = []
         self._connection: UpstreamConnection | None = None
@@ -143,7 +130,15 @@ class Exchange:
         limits.take_request(self._services.directory.buckets_of(principal.key_id), principal.rpm, now)
         self._phase = Phase.ADMITTED
         self._services.exchanges.add(self)
-        self._dial()
+        if principal.is_prepaid and self._path not in endpoints.FREE:
+            self._holding = Holding(self._services.terms, principal.customer_id, self._quote, ask)
+            self._holding.begin(len(body), self._held)
+        else:
+            self._dial()
+
+    def _held(self, refusal: Refusal | None) -> None:
+        """The credit is held, or does not cover the request."""
+        self._dial() if refusal is None else self.refuse(refusal)
 
     def _decide(self, principal: Principal, ask: requests.Ask, now: clock.Instant) -> Refusal | None:
         directory = self._services.directory
@@ -164,6 +159,8 @@ class Exchange:
         self._tried.append(server)
         self._server = server
         server.in_flight += 1
+        if self._holding is not None:
+            self._ask = self._holding.clamped(server.kind)
         upstream_model = server.models[self._ask.model]
         self._forwarded = asks.forward(self._ask, upstream_model, reports_each_output=server.reports_each_output)
         server.pool.request(self)
@@ -416,8 +413,9 @@ class Exchange:
             window_start=window_start(principal, self._finished_at),
             anomaly=anomaly,
         )
+        credit = self._holding.settle(event.amount_pico) if self._holding is not None else None
         self._release(tokens=usage.input_tokens + usage.output_tokens)
-        self._services.recorder.submit(Entry(event, quote, self._recorded))
+        self._services.recorder.submit(Entry(event, quote, self._recorded, credit))
 
     def _recorded(self, is_durable: bool) -> None:  # noqa: FBT001 -- the recorder's only news
         """Send the last bytes: the event that bills them is durable now."""
@@ -492,6 +490,8 @@ class Exchange:
         assert self._principal is not None, "admitted"
         buckets = self._services.directory.buckets_of(self._principal.key_id)
         limits.give_back(buckets, self._principal.tpm, tokens, clock.now())
+        if self._holding is not None:
+            self._holding.close()
         self._leave_server()
 
     def _leave_server(self) -> None:

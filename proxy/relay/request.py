@@ -25,8 +25,8 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 ENDPOINTS = frozenset({CHAT, COMPLETIONS})
 
-_LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "n_predict")
-_OUTPUT_FIELDS = ("n", "n_cmpl", "best_of")
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "n_predict")
+OUTPUT_FIELDS = ("n", "n_cmpl", "best_of")
 _OUTPUTS_MAX = 1024
 _DEPTH_MAX = 254
 
@@ -105,13 +105,13 @@ def _check_stream(body: dict[str, Any]) -> Refusal | None:
 
 
 def _check_counts(body: dict[str, Any]) -> Refusal | None:
-    for field in _OUTPUT_FIELDS:
+    for field in OUTPUT_FIELDS:
         value = body.get(field)
         if value is not None and not (_is_integer(value) and 1 <= value <= _OUTPUTS_MAX):
             return Refusal("invalid_request", f"`{field}` must be an integer from 1 to {_OUTPUTS_MAX}", field)
     if body.get("n") and body.get("n_cmpl") and body["n"] != body["n_cmpl"]:
         return Refusal("invalid_request", "`n` and `n_cmpl` name the same number and must not differ", "n_cmpl")
-    for field in _LIMIT_FIELDS:
+    for field in LIMIT_FIELDS:
         if body.get(field) is not None and not _is_integer(body[field]):
             return Refusal("invalid_request", f"`{field}` must be an integer", field)
     return None
@@ -141,10 +141,10 @@ def _output_limit(body: dict[str, Any], outputs: Outputs) -> int | None:
 
     With `prompt_embeds` (vLLM) it can not be told how many prompts there are.
     """
-    limits: list[int] = [body[field] for field in _LIMIT_FIELDS if body.get(field) is not None]
+    limits: list[int] = [body[field] for field in LIMIT_FIELDS if body.get(field) is not None]
     if not limits or min(limits) < 0 or body.get("prompt_embeds") is not None:
         return None
-    candidates: list[int] = [body.get(field) or 1 for field in _OUTPUT_FIELDS]
+    candidates: list[int] = [body.get(field) or 1 for field in OUTPUT_FIELDS]
     return max(1, *limits) * outputs.prompts * max(candidates)
 
 

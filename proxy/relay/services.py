@@ -14,6 +14,7 @@ from proxy.settle import Recorder
 if TYPE_CHECKING:
     from proxy.relay.counting import Counting
     from proxy.relay.exchange import Exchange
+    from proxy.relay.holding import Terms
 
 _SHUTTING_DOWN = Refusal("shutting_down", "this gateway is restarting; try again", headers=(retry_after(1),))
 _UNRECORDED = Refusal("recording_unavailable", "usage can not be recorded now; try again", headers=(retry_after(1),))
@@ -29,6 +30,7 @@ class Services:
     catalog: Catalog
     recorder: Recorder
     counting: "Counting"
+    terms: "Terms"
     body_bytes_max: int
     exchanges: "set[Exchange]" = field(default_factory=set)
     is_shutting_down: bool = False
