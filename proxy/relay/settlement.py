@@ -1,0 +1,246 @@
+"""How a request is paid and its client gets the last of it: usage becomes an event, then the bytes that end it leave.
+
+`Settlement` is the half of an exchange (`exchange.py`) that knows the bill and the client; the other half knows the
+upstream. They are one object, because a request has no microsecond to spare for two.
+
+Invariant (I1): `_recorded`, which the recorder calls when the event is durable, is the only way to the last bytes of an
+answer that costs something. What admission took (the key's place, the upstream's, credit) is given back exactly once.
+"""
+
+from billing import clock, ids
+from billing.ledger.accounts import Principal
+from billing.money import Pico, amount_number, format_amount
+from billing.pricing.quote import Quote
+from billing.tokens.counting import OutputTally
+from billing.usage import CountSource, Outcome, Usage, UsageEvent
+from proxy.admit import limits
+from proxy.meter import choose
+from proxy.meter.reading import with_cost
+from proxy.meter.steps import Settle
+from proxy.relay import headers as fields
+from proxy.relay import request as requests
+from proxy.relay.catalog import Server
+from proxy.relay.client import Client
+from proxy.relay.counting import Cut
+from proxy.relay.holding import Holding
+from proxy.relay.lifecycle import Phase
+from proxy.relay.refusals import Refusal
+from proxy.relay.services import Services
+from proxy.relay.shapes import error_body, error_event
+from proxy.settle import Entry, judged, window_start
+
+_CLIENT_CLOSED_STATUS = 499
+_LAST_CHUNK = b"0\r\n\r\n"
+_UNRECORDED = Refusal("recording_unavailable", "the usage of this request could not be recorded; it is not billed")
+
+
+class Settlement:
+    """A request's bill and its client."""
+
+    __slots__ = (
+        "_answer_headers",
+        "_answer_status",
+        "_ask",
+        "_body",
+        "_client",
+        "_event",
+        "_finished_at",
+        "_first_token_at",
+        "_forwarded",
+        "_has_client",
+        "_head_sent",
+        "_holding",
+        "_meter",
+        "_outcome",
+        "_path",
+        "_phase",
+        "_principal",
+        "_quote",
+        "_refusal",
+        "_server",
+        "_services",
+        "_settled",
+        "_started_at",
+        "request_id",
+    )
+
+    def __init__(self, services: Services, client: Client, path: str) -> None:
+        self._services = services
+        self._client = client
+        self._path = path
+        self._phase = Phase.RECEIVING
+        self._has_client = True
+        self._head_sent = False
+        self._principal: Principal | None = None
+        self._quote: Quote | None = None
+        self._holding: Holding | None = None
+        self._server: Server | None = None
+        self._meter: choose.Meter | None = None
+        self._answer_status = 0
+        self._answer_headers: fields.Headers = []
+        self._body: list[bytes] = []
+        self._first_token_at: int | None = None
+        self._settled: Settle | None = None
+        self._refusal: Refusal | None = None
+        self._outcome = Outcome.COMPLETED
+        self._started_at = self._finished_at = 0
+        self._ask: requests.Ask
+        self._forwarded: requests.Forwarded
+        self._event: UsageEvent
+        self.request_id = ids.uuid7()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with an error of Weir's own; nothing is billed."""
+        self._services.refusals[refusal.code] += 1
+        self._release(tokens=0)
+        self._phase = Phase.DELIVERED
+        if self._has_client:
+            lines = [(b"content-type", b"application/json"), *refusal.headers]
+            self._send_whole(refusal.status, lines, error_body(refusal, self._path))
+
+    def _settle(self, settled: Settle) -> None:
+        """The answer is complete: record its usage, then send its last bytes."""
+        self._phase = Phase.SETTLING
+        self._settled = settled
+        if settled.is_error and self._forwarded.gathers and self._meter is not None:
+            # Nothing was delivered, whatever was generated.
+            self._services.upstream_errors[502] += 1
+            self._answer_status, self._answer_headers = 502, fields.as_json(self._answer_headers)
+            self._pass_unbilled(settled.raw)
+            return
+        if settled.is_error and self._delivered().is_empty:
+            self._pass_unbilled(settled.raw)
+            return
+        self._finish_with(Outcome.UPSTREAM_ERROR if settled.is_error else Outcome.COMPLETED, settled.usage)
+
+    def _finish_with(self, outcome: Outcome, usage: Usage | None) -> None:
+        self._outcome = outcome
+        self._finished_at = clock.now()
+        if usage is not None:
+            self._record(usage, CountSource.UPSTREAM)
+            return
+        assert self._server is not None, "it was dialled"
+        cut = Cut(self._ask, self._server, self._delivered())
+        self._services.counting.count(cut, lambda counted: self._record(counted, CountSource.COUNTED))
+
+    def _delivered(self) -> OutputTally:
+        if self._meter is not None:
+            return self._meter.delivered()
+        reader = choose.whole_reader(self._path)
+        return reader.delivered(b"".join(self._body), has_stop_texts=self._ask.has_stop_texts)
+
+    def _record(self, reported: Usage, source: CountSource) -> None:
+        quote, principal, server = self._quote, self._principal, self._server
+        assert quote is not None, "admitted"
+        assert principal is not None, "admitted"
+        assert server is not None, "dialled"
+        usage, anomaly = judged(reported, self._ask.limit_on(server.kind))
+        event = self._event = UsageEvent(
+            id=self.request_id,
+            customer_id=principal.customer_id,
+            api_key_id=principal.key_id,
+            model=self._ask.model,
+            upstream=server.config.name,
+            upstream_model=server.models.get(self._ask.model, self._ask.model),
+            endpoint=self._path,
+            started_at=self._started_at,
+            first_token_at=self._first_token_at,
+            finished_at=self._finished_at,
+            outcome=self._outcome.value,
+            http_status=self._answer_status or _CLIENT_CLOSED_STATUS,
+            count_source=source.value,
+            input_tokens=usage.input_tokens,
+            cached_input_tokens=usage.cached_input_tokens,
+            output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            cost_pico=quote.cost.charge(usage),
+            amount_pico=quote.price.charge(usage),
+            price_ref=quote.ref,
+            window_start=window_start(principal, self._finished_at),
+            anomaly=anomaly,
+        )
+        credit = self._holding.settle(event.amount_pico) if self._holding is not None else None
+        self._release(tokens=usage.input_tokens + usage.output_tokens)
+        self._services.recorder.submit(Entry(event, quote, self._recorded, credit))
+
+    def _recorded(self, is_durable: bool) -> None:  # noqa: FBT001 -- the recorder's only news
+        """Send the last bytes: the event that bills them is durable now."""
+        self._phase = Phase.DELIVERED
+        if is_durable:
+            self._services.count_event(self._event)
+        if not self._has_client:
+            return
+        if not is_durable:
+            self._refusal = _UNRECORDED
+        if self._head_sent:
+            self._close_stream(self._refusal)
+        elif self._refusal is not None:
+            self.refuse(self._refusal)
+        else:
+            self._deliver_whole()
+
+    def _close_stream(self, refusal: Refusal | None) -> None:
+        """Send what ends a stream: the upstream's own last event, or an error event of ours."""
+        if not self._has_client:
+            return
+        if refusal is not None:
+            last = error_event(refusal, self._path)
+        else:
+            last = self._settled.raw if self._settled is not None else b""
+        framed = self._framed(last) if last else b""
+        self._client.send(framed + _LAST_CHUNK if self._client.has_chunks else framed)
+        self._client.finish()
+
+    def _deliver_whole(self) -> None:
+        assert self._settled is not None, "a whole answer"
+        assert self._quote is not None, "admitted"
+        amount = Pico(self._event.amount_pico)
+        raw = self._settled.raw
+        body = with_cost(raw, amount_number(amount), self._settled.reported)
+        paid = b"x-weir-amount: %s\r\n" % format_amount(amount, self._quote.currency).encode()
+        lines = fields.as_json(self._answer_headers) if self._forwarded.gathers else self._answer_headers
+        self._send_whole(self._answer_status, lines, body, paid)
+
+    def _pass_unbilled(self, raw: bytes) -> None:
+        self._release(tokens=0)
+        self._phase = Phase.DELIVERED
+        if self._head_sent:
+            self._close_stream(None)
+        elif self._has_client:
+            self._send_whole(self._answer_status, self._answer_headers, raw)
+
+    # small parts
+
+    def _cost_of(self, usage: Usage) -> str:
+        assert self._quote is not None, "admitted"
+        assert self._server is not None, "it answers"
+        return amount_number(self._quote.price.charge(judged(usage, self._ask.limit_on(self._server.kind))[0]))
+
+    def _added(self, framing: bytes) -> bytes:
+        close = b"" if self._client.keep_alive else b"connection: close\r\n"
+        return b"x-request-id: %s\r\n%s%s" % (self.request_id.encode(), framing, close)
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._client.has_chunks else data
+
+    def _send_whole(self, status: int, lines: fields.Headers, body: bytes, more: bytes = b"") -> None:
+        added = self._added(b"content-length: %d\r\n%b" % (len(body), more))
+        self._client.send(fields.response_head(status, lines, added) + body)
+        self._client.finish()
+
+    def _release(self, *, tokens: int) -> None:
+        """Give back what admission took: the key's place, the upstream's, this worker's."""
+        if self not in self._services.exchanges:
+            return
+        self._services.exchanges.discard(self)
+        assert self._principal is not None, "admitted"
+        buckets = self._services.directory.buckets_of(self._principal.key_id)
+        limits.give_back(buckets, self._principal.tpm, tokens, clock.now())
+        if self._holding is not None:
+            self._holding.close()
+        self._leave_server()
+
+    def _leave_server(self) -> None:
+        if self._server is not None:
+            self._server.in_flight -= 1
+            self._server = None if self._phase is Phase.ADMITTED else self._server
