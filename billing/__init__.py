@@ -4,7 +4,8 @@ Data flow: usage → pricing (pure) → ledger (SQL: events, hourly rollups) →
 through webhooks and reconciliation. The map, and what each part may import:
 
     money, usage, errors, ids, clock, limits   nothing of ours but errors: values and their rules
-    config                                     money, errors
+    config, address                            money, errors
+    asking                                     config: short questions to a model server; its certificates
     tokens/                                    errors: text → token counts on the model's own vocabulary
     pricing/                                   money, usage: dated rates and margins → a quote → an amount
     credit/                                    pricing, money: what a request may cost, what an amount affords

@@ -9,16 +9,18 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from billing import address
 from billing.errors import ConfigError
 
 ENV_PREFIX = "WEIR_"
 STRIPE_ENV = {"STRIPE_API_KEY": "api_key", "STRIPE_WEBHOOK_SECRET": "webhook_secret"}
 
+CERTIFICATE_FILES = ("ca_file", "client_cert", "client_key")
 UpstreamKind = Literal["auto", "llamacpp", "vllm", "sglang", "ollama", "lmstudio", "openai"]
 
 
@@ -44,7 +46,10 @@ class Database(_Section):
 
 
 class Upstream(_Section):
-    """One model server. `models` maps public names to the server's; empty means: ask its /v1/models."""
+    """One model server. `models` maps public names to the server's; empty means: ask its /v1/models.
+
+    `ca_file` (PEM) is trusted instead of the system's authorities; `client_cert` and `client_key` (PEM) are shown.
+    """
 
     name: str = Field(min_length=1, max_length=100)
     url: str
@@ -55,13 +60,25 @@ class Upstream(_Section):
     connect_timeout_s: int = Field(default=5, ge=1, le=600)
     first_byte_timeout_s: int = Field(default=600, ge=1, le=86_400)
     idle_timeout_s: int = Field(default=120, ge=1, le=86_400)
+    ca_file: str = ""
+    client_cert: str = ""
+    client_key: str = ""
 
     @field_validator("url")
     @classmethod
-    def _is_http(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
-        return value.rstrip("/").removesuffix("/v1")
+    def _is_address(cls, value: str) -> str:
+        base = value.rstrip("/").removesuffix("/v1")
+        address.parse(base)
+        return base
+
+    @model_validator(mode="after")
+    def _certificates_fit(self) -> Self:
+        named = [name for name in CERTIFICATE_FILES if getattr(self, name)]
+        if named and not self.url.startswith("https://"):
+            raise ValueError(f"{named[0]} is for https:// alone")
+        if self.client_key and not self.client_cert:
+            raise ValueError("client_key needs its client_cert")
+        return self
 
 
 class Billing(_Section):
@@ -162,7 +179,8 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{chosen}: {_first_fault(error)}") from None
-    return _with_absolute_database(config, chosen.resolve().parent)
+    folder = chosen.resolve().parent
+    return _with_absolute_files(_with_absolute_database(config, folder), folder)
 
 
 def _overlay_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -205,3 +223,16 @@ def _with_absolute_database(config: Config, folder: Path) -> Config:
         return config
     absolute = prefix + str(folder / url.removeprefix(prefix))
     return config.model_copy(update={"database": Database(url=absolute)})
+
+
+def _with_absolute_files(config: Config, folder: Path) -> Config:
+    """Return the configuration with its upstreams' certificates under the file's folder."""
+    if not any(getattr(upstream, name) for upstream in config.upstreams for name in CERTIFICATE_FILES):
+        return config
+    upstreams = tuple(
+        upstream.model_copy(
+            update={name: str(folder / file) for name in CERTIFICATE_FILES if (file := getattr(upstream, name))}
+        )
+        for upstream in config.upstreams
+    )
+    return config.model_copy(update={"upstreams": upstreams})

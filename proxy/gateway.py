@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 from uvicorn.server import HANDLED_SIGNALS
 
+from billing.asking import tls_context
 from billing.config import Config, Upstream
 from billing.errors import ConfigError
 from billing.jobs import Jobs
@@ -50,6 +51,8 @@ def serve(config: Config) -> None:
     """Run the gateway until it is told to stop. Raises ConfigError, SchemaError, DatabaseAwayError."""
     if not config.upstreams:
         raise ConfigError("no [[upstreams]] are configured; `weir init` finds local model servers")
+    for upstream in config.upstreams:
+        tls_context(upstream)  # now, and not in each of several workers
     database = Database(config.database.url)
     migrate.require_current(database)
     database.close()

@@ -18,7 +18,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "billing.clock": ("billing.errors",),
     "billing.ids": (),
     "billing.usage": (),
-    "billing.config": ("billing.errors", "billing.money", "billing.limits"),
+    "billing.address": (),
+    "billing.config": ("billing.address", "billing.errors", "billing.money", "billing.limits"),
+    "billing.asking": ("billing.address", "billing.config", "billing.errors"),
     "billing.tokens": ("billing.tokens", "billing.errors"),
     "billing.pricing": (
         *("billing.pricing", "billing.money", "billing.usage"),
@@ -38,7 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 """Who may import what of ours; a package that is not named here may import all that is below it."""
 
 PURE = (
-    *("billing/money.py", "billing/usage.py", "billing/limits.py"),
+    *("billing/money.py", "billing/usage.py", "billing/limits.py", "billing/address.py"),
     *("billing/pricing/*.py", "billing/stripe_sync/batches.py", "billing/stripe_sync/retry.py"),
     *("billing/stripe_sync/effects.py", "proxy/meter/*.py", "proxy/admit/decide.py", "proxy/admit/limits.py"),
     *("proxy/relay/refusals.py", "proxy/relay/headers.py", "proxy/relay/request.py", "proxy/relay/lifecycle.py"),

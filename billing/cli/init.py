@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from billing.address import parse
 from billing.cli import probe
 from billing.cli.app import Session, pass_session
 from billing.cli.probe import Server
@@ -34,7 +35,7 @@ _EXAMPLE = """
 # No model server was found. This is one; `weir init --yes` looks again.
 # [[upstreams]]
 # name = "local"
-# url = "http://127.0.0.1:8080"
+# url = "http://127.0.0.1:8080"     # or https://…, or unix:///run/llama.sock
 """
 
 _TAIL = """
@@ -120,9 +121,11 @@ def _described(server: Server) -> str:
 
 def _named(url: str) -> Server:
     """Return the server that the admin named, whether or not it answers now."""
-    if not url.startswith(("http://", "https://")) or not url.isprintable() or " " in url:
-        raise UsageError(f"{url!r} is no URL of a model server such as http://127.0.0.1:8080")
     base = url.rstrip("/").removesuffix("/v1")
+    try:
+        parse(base)
+    except ValueError as error:
+        raise UsageError(f"{url!r} is no URL of a model server such as http://127.0.0.1:8080: it {error}") from None
     return probe.ask(base) or Server(base, "auto", ())
 
 

@@ -4,14 +4,12 @@ A server is known by what it answers, never by its port: each is asked for /v1/m
 most kinds, and then for what only one kind has. What can not be told is "auto": the gateway finds out later.
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from urllib.parse import urlsplit
 
+from billing import asking
+from billing.address import parse
 from billing.config import UpstreamKind
 
 TIMEOUT_S = 1
@@ -75,13 +73,7 @@ def _kind(url: str, owners: Sequence[str]) -> UpstreamKind:
 
 def _get(url: str, path: str) -> tuple[int, dict[str, object]]:
     """Return a status and a JSON object; status 0 and {} for whatever else happens."""
-    try:
-        parts = urlsplit(url)
-        connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        with closing(connect(parts.hostname or "", parts.port, timeout=TIMEOUT_S)) as connection:
-            connection.request("GET", parts.path.rstrip("/") + path, headers={"Accept": "application/json"})
-            response = connection.getresponse()
-            answer = json.loads(response.read(ANSWER_BYTES_MAX)) if response.status == 200 else {}
-            return response.status, answer if isinstance(answer, dict) else {}
-    except (OSError, HTTPException, ValueError):
+    reply = asking.ask(parse(url), path, timeout_s=TIMEOUT_S, bytes_max=ANSWER_BYTES_MAX)
+    if reply is None:
         return 0, {}
+    return reply.status, reply.parsed if isinstance(reply.parsed, dict) else {}

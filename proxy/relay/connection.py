@@ -14,13 +14,13 @@ the connection, lest it be taken for the answer to the next customer's request.
 
 import asyncio
 import logging
-import ssl
 from collections import deque
 from typing import Protocol, cast
-from urllib.parse import urlsplit
 
 import httptools
 
+from billing.address import parse
+from billing.asking import tls_context
 from billing.config import Upstream
 from billing.limits import HEADER_BYTES_MAX
 from proxy.relay.headers import Headers, is_event_stream
@@ -280,18 +280,15 @@ class Pool:
     def __init__(self, upstream: Upstream, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._upstream = upstream
-        url = urlsplit(upstream.url)
-        assert url.hostname is not None, "the configuration checked it"
-        self._host = url.hostname
-        self._tls = ssl.create_default_context() if url.scheme == "https" else None
-        self._port = url.port or (443 if self._tls else 80)
+        self._address = parse(upstream.url)
+        self.tls = tls_context(upstream)
         self._idle: deque[UpstreamConnection] = deque()
         self._opening: set[asyncio.Task[None]] = set()
+        self._fault = ""
         self.keeps_after_stream = True
-        prefix = url.path.rstrip("/")
-        self.path_prefix = prefix.encode("ascii")
+        self.path_prefix = self._address.path_prefix.encode("ascii")
         credentials = f"authorization: Bearer {upstream.api_key}\r\n" if upstream.api_key else ""
-        self.fixed_lines = f"host: {url.netloc.rpartition('@')[2]}\r\n{credentials}".encode("ascii")
+        self.fixed_lines = f"host: {self._address.host_line}\r\n{credentials}".encode("ascii")
 
     def request(self, listener: Listener, *, fresh: bool = False) -> None:
         """Give the listener a connection, now if one is idle; it is told `started`, or `died`."""
@@ -312,13 +309,30 @@ class Pool:
     async def _open(self, listener: Listener) -> None:
         try:
             async with asyncio.timeout(self._upstream.connect_timeout_s):
-                _, connection = await self.loop.create_connection(
-                    lambda: UpstreamConnection(self), self._host, self._port, ssl=self._tls
-                )
-        except (OSError, TimeoutError, UnicodeError):  # the last: a host name that can not be one
+                connection = await self._connected()
+        except (OSError, TimeoutError, UnicodeError) as error:  # the last: a host name that can not be one
+            self._note(str(error) or type(error).__name__)
             listener.died(could_retry=False)
             return
+        self._note("")
         connection.serve(listener)
+
+    async def _connected(self) -> UpstreamConnection:
+        """Connect. Raises OSError (also where a certificate does not hold), UnicodeError."""
+        where = self._address
+        if where.socket_path is not None:
+            _, made = await self.loop.create_unix_connection(lambda: UpstreamConnection(self), where.socket_path)
+        else:
+            _, made = await self.loop.create_connection(
+                lambda: UpstreamConnection(self), where.host, where.port, ssl=self.tls
+            )
+        return made
+
+    def _note(self, fault: str) -> None:
+        """Log why no connection can be made, once for each reason; a wrong certificate would be guessed at for long."""
+        if fault and fault != self._fault:
+            log.warning("upstream.unreachable", extra={"upstream": self._upstream.name, "error": fault})
+        self._fault = fault
 
     def keep(self, connection: UpstreamConnection) -> bool:
         """Take back a connection whose answer is complete; False: it has to be closed."""

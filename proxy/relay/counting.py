@@ -6,17 +6,16 @@ delivered is counted on that vocabulary (`billing/tokens/counting.py`).
 """
 
 import asyncio
-import http.client
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
-from billing.config import Upstream
+from billing import asking
+from billing.address import parse
 from billing.tokens.counting import OutputTally
 from billing.tokens.errors import VocabularyError
 from billing.tokens.prompt import count_prompt
@@ -95,7 +94,7 @@ class Counting:
 
     def _count(self, cut: Cut) -> Usage:
         vocabulary = self._vocabulary(cut.ask.model)
-        prompt = _ask_upstream(cut.server.config, cut.server.kind, cut.ask, cut.server.models.get(cut.ask.model, ""))
+        prompt = _ask_upstream(cut.server, cut.ask)
         if prompt is None:
             nfc = server_normalizes(cut.server.kind)
             prompt = count_prompt(vocabulary, cut.ask.endpoint, cut.ask.body, nfc=nfc)
@@ -110,26 +109,17 @@ class Counting:
             return self._registry.vocabulary(BUILT_IN)
 
 
-def _ask_upstream(upstream: Upstream, kind: str, ask: Ask, upstream_model: str) -> int | None:
+def _ask_upstream(server: Server, ask: Ask) -> int | None:
     """Return the server's own count of the prompt, None if it has no such route or does not answer soon."""
-    route = PROMPT_COUNTERS.get(ask.endpoint)
-    if kind not in _COUNTING_KINDS or route is None:
+    route, upstream = PROMPT_COUNTERS.get(ask.endpoint), server.config
+    upstream_model = server.models.get(ask.model, "")
+    if server.kind not in _COUNTING_KINDS or route is None:
         return None
-    url = urlsplit(upstream.url)
-    assert url.hostname is not None, "the configuration checked it"
-    make = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = make(url.hostname, url.port, timeout=ASK_TIMEOUT_S)
-    headers = {"content-type": "application/json"}
-    if upstream.api_key:
-        headers["authorization"] = f"Bearer {upstream.api_key}"
-    try:
-        body = orjson.dumps({**ask.body, "model": upstream_model, "stream": False, "stream_options": None})
-        connection.request("POST", f"{url.path}{route}", body, headers)
-        answer = connection.getresponse()
-        parsed = orjson.loads(answer.read(65_536)) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
+    body = orjson.dumps({**ask.body, "model": upstream_model, "stream": False, "stream_options": None})
+    where, key = parse(upstream.url), upstream.api_key
+    reply = asking.ask(
+        where, route, timeout_s=ASK_TIMEOUT_S, bytes_max=65_536, body=body, api_key=key, tls=server.pool.tls
+    )
+    parsed = reply.parsed if reply is not None else None
     count = parsed.get("input_tokens") if isinstance(parsed, dict) else None
     return count if isinstance(count, int) and count > 0 else None

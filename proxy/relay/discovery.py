@@ -4,15 +4,14 @@ An upstream with a configured model map is asked too, for its kind (its meter de
 that does not answer keeps what was known of it.
 """
 
-import http.client
 import logging
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-import orjson
-
+from billing import asking
+from billing.address import parse
 from billing.config import Upstream
 from proxy.relay.catalog import OWNERS, Catalog, Server
 
@@ -32,29 +31,20 @@ class Found:
     models: tuple[str, ...]
 
 
-def ask(upstream: Upstream, timeout_s: int = TIMEOUT_S) -> Found | None:
+def ask(upstream: Upstream, tls: ssl.SSLContext | None = None, timeout_s: int = TIMEOUT_S) -> Found | None:
     """Ask one upstream; None if it does not answer with a list of models."""
-    url = urlsplit(upstream.url)
-    assert url.hostname is not None, "the configuration checked it"
-    make = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = make(url.hostname, url.port, timeout=timeout_s)
-    headers = {"authorization": f"Bearer {upstream.api_key}"} if upstream.api_key else {}
-    try:
-        connection.request("GET", f"{url.path}/v1/models", headers=headers)
-        answer = connection.getresponse()
-        parsed = orjson.loads(answer.read(ANSWER_BYTES_MAX)) if answer.status == 200 else None
-        server = answer.headers.get("server", "")
-    except (OSError, http.client.HTTPException, ValueError):  # the last: no JSON, or a host name that can not be one
+    where, key = parse(upstream.url), upstream.api_key
+    reply = asking.ask(where, "/v1/models", timeout_s=timeout_s, bytes_max=ANSWER_BYTES_MAX, api_key=key, tls=tls)
+    if reply is None:
         return None
-    finally:
-        connection.close()
+    parsed = reply.parsed
     data = parsed.get("data") if isinstance(parsed, dict) else None
     if not isinstance(data, list):
         return None
     entries = [entry for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
     owners = {str(entry.get("owned_by")) for entry in entries}
     kinds = [kind for owner, kind in OWNERS.items() if owner in owners]
-    if server.startswith("llama.cpp"):
+    if reply.headers.get("server", "").startswith("llama.cpp"):
         kinds.insert(0, "llamacpp")
     return Found(kinds[0] if kinds else "openai", tuple(entry["id"] for entry in entries))
 
@@ -78,7 +68,7 @@ class Discovery:
 
     def ask_once(self) -> None:
         """Ask every upstream now, in the calling thread: before the first request is taken."""
-        found = {server.config.name: ask(server.config) for server in self._catalog.servers}
+        found = {server.config.name: ask(server.config, server.pool.tls) for server in self._catalog.servers}
         self._apply(found)
 
     def start(self) -> None:
@@ -93,7 +83,7 @@ class Discovery:
     def _run(self) -> None:
         while not self._stop.wait(INTERVAL_WHILE_SILENT_S if self.silent else INTERVAL_S):
             try:
-                found = {server.config.name: ask(server.config) for server in self._catalog.servers}
+                found = {server.config.name: ask(server.config, server.pool.tls) for server in self._catalog.servers}
             except Exception:  # without this thread, upstreams that come back would never be found
                 log.exception("discovery.failed")
                 continue

@@ -1,6 +1,7 @@
 """What the gateway's acceptance tests share: a gateway before a scripted upstream, and the answers that one gives."""
 
 import contextlib
+import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -37,9 +38,11 @@ def streamed(*texts: str, prompt: int = 7, completion: int = 3) -> tuple[Send, .
 
 
 @contextlib.contextmanager
-def fake_upstream(*, port: int = 0) -> Iterator[FakeUpstream]:
+def fake_upstream(
+    *, port: int = 0, socket_path: Path | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[FakeUpstream]:
     """A scripted upstream that tells its model, and knows one answer by heart for both endpoints."""
-    with FakeUpstream(port=port) as fake:
+    with FakeUpstream(port=port, socket_path=socket_path, tls=tls) as fake:
         fake.always("/v1/models", MODELS)
         fake.always(CHAT, plain())
         fake.always(COMPLETIONS, plain())

@@ -6,9 +6,11 @@ request without a script is answered 501 and kept in `unscripted`, never guessed
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -40,9 +42,11 @@ class FakeUpstream:
     standing answer of their path. Connections are kept alive between requests unless a step hangs up.
     """
 
-    def __init__(self, *, port: int = 0) -> None:
-        """Nothing listens yet; `port` 0 takes a free one."""
+    def __init__(self, *, port: int = 0, socket_path: Path | None = None, tls: ssl.SSLContext | None = None) -> None:
+        """Nothing listens yet; `port` 0 takes a free one, `socket_path` is a Unix socket's and goes before it."""
         self._wanted_port = port
+        self._socket_path = socket_path
+        self._tls = tls
         self._scripts: list[_Script] = []
         self._standing: dict[str, tuple[Step, ...]] = {}
         self._records: list[Record] = []
@@ -58,11 +62,14 @@ class FakeUpstream:
 
     def __enter__(self) -> Self:
         """Listen."""
-        listener = socket.socket()
+        listener = socket.socket(socket.AF_UNIX if self._socket_path is not None else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        listener.bind((HOST, self._wanted_port))
-        self._port = listener.getsockname()[1]
+        if self._socket_path is not None:
+            listener.bind(str(self._socket_path))
+        else:
+            listener.bind((HOST, self._wanted_port))
+            self._port = listener.getsockname()[1]
         self._thread.start()
         self._call(self._listen(listener))
         return self
@@ -81,7 +88,9 @@ class FakeUpstream:
     @property
     def url(self) -> str:
         """The server's root, without `/v1`."""
-        return f"http://{HOST}:{self._port}"
+        if self._socket_path is not None:
+            return f"unix://{self._socket_path}"
+        return f"{'https' if self._tls is not None else 'http'}://{HOST}:{self._port}"
 
     @property
     def port(self) -> int:
@@ -195,7 +204,12 @@ class FakeUpstream:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(LIMIT_S)
 
     async def _listen(self, listener: socket.socket) -> None:
-        self._server = await self._loop.create_server(lambda: Connection(self), sock=listener, backlog=1024)
+        if self._socket_path is not None:
+            self._server = await self._loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=1024)
+        else:
+            self._server = await self._loop.create_server(
+                lambda: Connection(self), sock=listener, backlog=1024, ssl=self._tls
+            )
 
     async def _shut(self) -> None:
         assert self._server is not None
