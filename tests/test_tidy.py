@@ -16,6 +16,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "billing.money": ("billing.errors",),
     "billing.limits": ("billing.money",),
     "billing.clock": ("billing.errors",),
+    "billing.calendar": ("billing.clock",),
     "billing.ids": (),
     "billing.usage": (),
     "billing.address": (),
@@ -28,20 +29,23 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "billing.ledger": (
         *("billing.ledger", "billing.pricing", "billing.money", "billing.usage", "billing.limits"),
-        *("billing.errors", "billing.clock", "billing.ids", "billing.credit"),
+        *("billing.errors", "billing.clock", "billing.calendar", "billing.ids", "billing.credit"),
     ),
     "billing.credit": (
         *("billing.credit", "billing.pricing", "billing.money", "billing.usage"),
-        *("billing.limits", "billing.errors", "billing.clock"),
+        *("billing.limits", "billing.errors", "billing.clock", "billing.calendar"),
     ),
-    "billing.reports": ("billing.reports", "billing.ledger", "billing.money", "billing.errors", "billing.clock"),
+    "billing.reports": (
+        *("billing.reports", "billing.ledger", "billing.money", "billing.errors"),
+        *("billing.clock", "billing.calendar", "billing.credit"),
+    ),
     "proxy.meter": ("proxy.meter", "billing.usage", "billing.tokens", "billing.limits"),
 }
 """Who may import what of ours; a package that is not named here may import all that is below it."""
 
 PURE = (
-    *("billing/money.py", "billing/usage.py", "billing/limits.py", "billing/address.py"),
-    *("billing/pricing/*.py", "billing/stripe_sync/batches.py", "billing/stripe_sync/retry.py"),
+    *("billing/money.py", "billing/usage.py", "billing/limits.py", "billing/address.py", "billing/calendar.py"),
+    *("billing/credit/*.py", "billing/pricing/*.py", "billing/stripe_sync/batches.py", "billing/stripe_sync/retry.py"),
     *("billing/stripe_sync/effects.py", "proxy/meter/*.py", "proxy/admit/decide.py", "proxy/admit/limits.py"),
     *("proxy/relay/refusals.py", "proxy/relay/headers.py", "proxy/relay/request.py", "proxy/relay/lifecycle.py"),
 )

@@ -7,10 +7,11 @@ midnight (in zones that differ from UTC by half hours) belongs to the day in whi
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from zoneinfo import ZoneInfo
 
-from billing.clock import HOUR_US, Instant, from_datetime, hour_start, to_datetime
+from billing.calendar import day_start
+from billing.clock import HOUR_US, Instant, hour_start, to_datetime
 from billing.errors import UsageError
 from billing.ledger import totals
 from billing.ledger.database import Connection
@@ -109,10 +110,5 @@ def _days(first: Instant, last: Instant, zone: ZoneInfo) -> Iterator[tuple[date,
     final = to_datetime(last).astimezone(zone).date()
     while day <= final:
         following = day + timedelta(days=1)
-        yield day, _midnight(day, zone), _midnight(following, zone)
+        yield day, day_start(day, zone), day_start(following, zone)
         day = following
-
-
-def _midnight(day: date, zone: ZoneInfo) -> Instant:
-    """Return the day's first instant; where the clock jumps over midnight, the instant of the jump."""
-    return from_datetime(datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC))

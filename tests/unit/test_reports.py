@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -288,11 +287,3 @@ def test_an_empty_period_is_refused() -> None:
     """Rather than answered with nothing."""
     with pytest.raises(UsageError, match="--since is not before --until"):
         usage.whole_hours(NOON, NOON, None)
-
-
-def test_a_midnight_that_does_not_exist_is_the_instant_of_the_jump() -> None:
-    """Beirut, 2026-03-29: from 00:00 (UTC+2) to 01:00 (UTC+3), at 22:00 UTC the day before."""
-    jump = usage._midnight(datetime(2026, 3, 29, tzinfo=UTC).date(), ZoneInfo("Asia/Beirut"))
-    assert jump == at("2026-03-28T22")
-    following = usage._midnight(datetime(2026, 3, 30, tzinfo=UTC).date(), ZoneInfo("Asia/Beirut"))
-    assert following - jump == 23 * HOUR_US == timedelta(hours=23) // timedelta(microseconds=1)
