@@ -23,10 +23,14 @@ from billing.address import parse
 from billing.asking import tls_context
 from billing.config import Upstream
 from billing.limits import HEADER_BYTES_MAX
-from proxy.relay.headers import Headers, is_event_stream
+from proxy.relay.decoding import DecodingError, Inflater, inflater_of
+from proxy.relay.headers import Headers, is_event_stream, plain
 
 IDLE_S = 4.0
 IDLE_CONNECTIONS_MAX = 256
+PIECES_AT_ONCE = 16
+"""Of a compressed answer: after these, others have their turn on the event loop."""
+
 LEFT_S = 2.0
 """How long an answer may go on after its last event."""
 
@@ -62,8 +66,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_answered",
+        "_has_more",
         "_headers",
         "_headers_bytes",
+        "_inflater",
         "_is_broken",
         "_is_complete",
         "_is_head_complete",
@@ -88,6 +94,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers: Headers = []
         self._headers_bytes = 0
         self._pieces: list[bytes] = []
+        self._inflater: Inflater | None = None
+        self._has_more = False
         self._is_head_complete = False
         self._is_complete = False
         self._is_broken = False
@@ -128,11 +136,14 @@ class UpstreamConnection(asyncio.Protocol):
         """Read again."""
         if self._transport is not None and not self._transport.is_closing():
             self._is_paused = False
-            self._transport.resume_reading()
+            if self._has_more:
+                self._pool.loop.call_soon(self._go_on)
+            else:
+                self._transport.resume_reading()
 
     def leave(self) -> None:
         """The listener has all it wants: the rest is thrown away, and the connection broken unless it ends soon."""
-        if not self._is_complete:
+        if not self._is_complete or self._has_more:
             self._listener = _NOBODY
             self._pool.loop.call_later(LEFT_S, self._abort_if_left)
 
@@ -168,11 +179,48 @@ class UpstreamConnection(asyncio.Protocol):
         listener = self._listener
         if self._pieces and listener is not None:
             pieces, self._pieces = self._pieces, []
-            listener.data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if self._inflater is not None:
+                self._inflater.feed(data)
+                self._inflate(self._inflater)
+                return
+            listener.data(data)
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
         if self._is_complete:
             self._finish()
         elif self._is_broken:
             self._break()
+
+    def _inflate(self, inflater: Inflater) -> None:
+        """Tell the listener what compressed bytes hold, until it is slow; read no more before it has all of them."""
+        self._has_more = True
+        for _ in range(PIECES_AT_ONCE):
+            if self._listener is None or self._is_paused:
+                break
+            try:
+                piece = inflater.read()
+            except DecodingError:
+                self._is_broken, self._is_complete, piece = True, False, b""
+            if not piece:
+                self._has_more = False
+                break
+            self._listener.data(piece)
+        transport = self._transport
+        if self._listener is None or transport is None or transport.is_closing():
+            return
+        if self._has_more:
+            transport.pause_reading()
+            if not self._is_paused:
+                self._pool.loop.call_soon(self._go_on)
+        else:
+            transport.resume_reading()
+            self._end_if_over()
+
+    def _go_on(self) -> None:
+        if self._has_more and not self._is_paused and self._inflater is not None:
+            self._inflate(self._inflater)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the listener."""
@@ -180,7 +228,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool.forget(self)
         if listener is None:
             return
-        if self._is_head_complete and not self.has_length and exc is None:
+        is_whole = self._inflater is None or (self._inflater.is_whole and not self._has_more)
+        if self._is_head_complete and not self.has_length and exc is None and is_whole:
             listener.ended()  # a body that the close delimits (RFC 9112 §6.3, case 8)
         else:
             listener.died(could_retry=self.is_reused and not self._answered)
@@ -193,6 +242,9 @@ class UpstreamConnection(asyncio.Protocol):
             listener.died(could_retry=False)
 
     def _finish(self) -> None:
+        if self._inflater is not None and not self._inflater.is_whole:
+            self._break()
+            return
         listener, self._listener = self._listener, None
         keeps = self._keeps_alive and not self._is_broken and self._pool.keep(self)
         if not keeps and self._transport is not None:
@@ -212,6 +264,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers_bytes = 0
         self.has_length = False
         self.is_encoded = False
+        self._inflater = None
+        self._has_more = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a field; trailers are dropped."""
@@ -224,7 +278,8 @@ class UpstreamConnection(asyncio.Protocol):
         if name in (b"content-length", b"transfer-encoding"):
             self.has_length = True
         elif name == b"content-encoding" and value.lower() != b"identity":
-            self.is_encoded = True
+            self._inflater = None if self._inflater is not None or self.is_encoded else inflater_of(value)
+            self.is_encoded = self._inflater is None
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -234,6 +289,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._is_head_complete = True
         self._keeps_alive = self._parser.should_keep_alive()
+        if self._inflater is not None:
+            self._headers = plain(self._headers)
         if self._listener is not None:
             self._listener.head(status, self._headers)
 

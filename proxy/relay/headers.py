@@ -112,3 +112,8 @@ def as_json(headers: Headers) -> Headers:
     """Return the fields of a stream as those of one JSON answer."""
     kept = [pair for pair in headers if pair[0] not in (b"content-type", b"cache-control", b"x-accel-buffering")]
     return [*kept, (b"content-type", b"application/json; charset=utf-8")]
+
+
+def plain(headers: Headers) -> Headers:
+    """Return the fields of a compressed answer as those of one that is not; its length is not known beforehand."""
+    return [pair for pair in headers if pair[0] not in (b"content-encoding", b"content-length")]

@@ -1,4 +1,4 @@
-"""Upstreams that fail, lie, stall or compress: what the client is told, and that the ledger holds the truth."""
+"""Upstreams that fail, lie or stall: what the client is told, and that the ledger holds the truth."""
 
 import socket
 import threading
@@ -451,20 +451,6 @@ def test_an_upstream_error_whose_client_leaves_is_free(gateway: Gateway, fake: F
     request_id = record.header("x-request-id")
     gateway.event(ask(gateway, request(gateway.key)).id)
     assert request_id not in {row["id"] for row in gateway.events()}
-
-
-@pytest.mark.parametrize("streams", [False, True], ids=["plain", "stream"])
-def test_a_compressed_answer_is_neither_free_nor_corrupt(gateway: Gateway, fake: FakeUpstream, streams: bool) -> None:
-    """Its usage can not be seen, and it was asked not to compress: that is the upstream's fault, and nobody's gain."""
-    if streams:
-        packed = sse_head(headers=(("Content-Encoding", "gzip"),), chunked=False)
-        script_chat(fake, packed, Send(b"\x1f\x8b\x08"), Close())
-    else:
-        script_chat(fake, json_answer(chat(text="secretly free"), compressed=True))
-    answer = ask(gateway, request(gateway.key, body(stream=streams)))
-    assert (answer.status, answer.code) == (502, "upstream_error")
-    assert answer.header("content-encoding") is None
-    assert unbilled(gateway, answer)
 
 
 def test_an_upstreams_headers_pass_but_for_those_of_the_hop_and_those_that_are_ours(
