@@ -211,6 +211,15 @@ class Gateway:
         finally:
             connection.close()
 
+    def page(self, path: str) -> str:
+        """The text of a GET on the control plane."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
     def kill9(self) -> None:
         """SIGKILL, as a machine that dies. Returns when the process is gone."""
         process = self._running()

@@ -14,6 +14,7 @@ thread and would end the server with a short-lived helper thread.)
 
 import argparse
 import http.client
+import json
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from tests.inference.script import ScriptedModel
 from tests.inference.tiny_model import cached_model
@@ -52,6 +53,7 @@ class LlamaServer:
         port: int = 0,
         metrics: bool = True,
         api_key: str | None = None,
+        embeddings: bool = False,
     ) -> None:
         """Nothing runs yet. Without `model` the cached scripted one is used; `port` 0 takes a free one."""
         self.model = model or cached_model()
@@ -63,6 +65,7 @@ class LlamaServer:
             *("--parallel", str(parallel), "--ctx", str(ctx), "--port", str(port)),
             *("--port-file", str(self._port_file), "--end-with-stdin"),
             *(("--metrics",) if metrics else ()),
+            *(("--embeddings",) if embeddings else ()),
             *(("--api-key", api_key) if api_key else ()),
         ]
         self._api_key = api_key
@@ -120,16 +123,30 @@ class LlamaServer:
         `tokens_predicted_total`, `prompt_tokens_total` (which leaves out cached ones),
         `prompt_tokens_cached_total` and so on. `Counted` reads them as differences.
         """
+        return dict(_counters(self._ask("GET", "/metrics")))
+
+    @property
+    def requests_processing(self) -> int:
+        """Requests that its slots work on now."""
+        lines = self._ask("GET", "/metrics").splitlines()
+        (line,) = [line for line in lines if line.startswith("llamacpp:requests_processing ")]
+        return int(line.split()[1])
+
+    def post(self, path: str, body: Mapping[str, object]) -> Any:
+        """What the server itself answers to a JSON body; it must be a success."""
+        return json.loads(self._ask("POST", path, json.dumps(body)))
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> str:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=START_LIMIT_S)
         try:
             headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-            connection.request("GET", "/metrics", headers=headers)
+            connection.request(method, path, body, {"Content-Type": "application/json", **headers})
             answer = connection.getresponse()
             text = answer.read().decode()
         finally:
             connection.close()
-        assert answer.status == http.client.OK, f"/metrics answered {answer.status}: {text}"
-        return dict(_counters(text))
+        assert answer.status == http.client.OK, f"{path} answered {answer.status}: {text}"
+        return text
 
     def kill(self) -> None:
         """SIGKILL, as a machine that dies: no goodbye to anybody. Returns when the process is gone."""
@@ -221,6 +238,9 @@ def main() -> None:
     parameters.n_ctx = options.ctx
     parameters.api_keys = [options.api_key] if options.api_key else []
     parameters.endpoint_metrics = options.metrics
+    parameters.embedding = options.embeddings
+    if options.embeddings:
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     parameters.sampling.temp = 0
     # One thread per pool: the model is tiny, and spinning threads starve the tests that share the cores.
     parameters.cpuparams.n_threads = 1
@@ -248,6 +268,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--port-file", type=Path, help="the port is written here when the server is ready")
     parser.add_argument("--api-key", help="require this bearer token")
     parser.add_argument("--metrics", action="store_true", help="serve /metrics")
+    parser.add_argument("--embeddings", action="store_true", help="embed instead of generating")
     parser.add_argument("--end-with-stdin", action="store_true", help="end when standard input closes")
     return parser.parse_args()
 
