@@ -79,3 +79,15 @@ def _writable(instant: Instant, text: str) -> Instant:
 def hour_start(instant: int) -> Instant:
     """Return the start of the UTC hour that holds the instant; the boundary belongs to the new hour."""
     return Instant(instant - instant % HOUR_US)
+
+
+def window_start(instant: int, period_start: int | None, period_end: int | None) -> int:
+    """Return the billing window of an instant: its UTC hour, or the period boundary inside that hour if it has passed.
+
+    So no window, and hence no batch, straddles an hour or a billing period. A boundary belongs to the new period.
+    """
+    start = instant - instant % HOUR_US
+    for boundary in (period_start, period_end):
+        if boundary is not None and start < boundary <= instant:
+            start = boundary
+    return start

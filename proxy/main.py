@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "usage": "billing.cli.usage",
         "report": "billing.cli.report",
         "trace": "billing.cli.trace",
+        "adjust": "billing.cli.adjust",
         "stripe": "billing.cli.stripe",
         "db": "billing.cli.db",
     }

@@ -17,7 +17,6 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from billing import clock
-from billing.clock import hour_start
 from billing.credit.holds import Part
 from billing.errors import DatabaseAwayError
 from billing.ledger import charges, events, versions
@@ -66,15 +65,8 @@ def judged(reported: Usage, output_tokens_max: int | None) -> tuple[Usage, str |
 
 
 def window_start(principal: Principal, instant: int) -> int:
-    """Return the billing window of an instant: its UTC hour, or the period boundary inside that hour if it has passed.
-
-    So no window, and hence no batch, straddles an hour or a billing period. A boundary belongs to the new period.
-    """
-    start: int = hour_start(instant)
-    for boundary in (principal.period_start, principal.period_end):
-        if boundary is not None and start < boundary <= instant:
-            start = boundary
-    return start
+    """Return the billing window of an instant in a customer's periods (`billing.clock.window_start`)."""
+    return clock.window_start(instant, principal.period_start, principal.period_end)
 
 
 class Recorder:

@@ -44,10 +44,10 @@ class CreditBench:
         """Time passes, or (a clock step) goes back."""
         self.at = Instant(self.at + seconds * SECOND_US)
 
-    def customer(self, name: str = "acme") -> str:
-        """Add a prepaid customer, and return its id."""
+    def customer(self, name: str = "acme", *, is_prepaid: bool = True) -> str:
+        """Add a (prepaid) customer, and return its id."""
         with self.database.writing() as conn:
-            return accounts.add_customer(conn, name, None, self.at, TESTS, is_prepaid=True).id
+            return accounts.add_customer(conn, name, None, self.at, TESTS, is_prepaid=is_prepaid).id
 
     def grant(self, customer_id: str, amount: int, **given: Any) -> str:
         """Give credit, and return its id."""
@@ -171,11 +171,13 @@ class CreditBench:
             paid[row["event_id"]] += row["amount_pico"]
         events = self.rows(schema.usage_events, customer_id)
         for row in events:
-            if row["adjusts"] is not None:
-                assert (row["outcome"], row["anomaly"]) == ("adjustment", "uncovered")
+            if row["anomaly"] == "uncovered":
+                assert row["outcome"] == "adjustment"
                 paid[row["adjusts"]] -= row["amount_pico"]
+            elif row["adjusts"] is not None and row["amount_pico"] < 0:
+                paid[row["id"]] += row["amount_pico"]  # given back, as a new credit
         assert {i: a for i, a in paid.items() if a} == {
-            row["id"]: row["amount_pico"] for row in events if row["adjusts"] is None and row["amount_pico"]
+            row["id"]: row["amount_pico"] for row in events if row["anomaly"] != "uncovered" and row["amount_pico"]
         }
         rollups = self.rows(schema.usage_hourly, customer_id)
         for name in ("amount", "credit", "assigned"):

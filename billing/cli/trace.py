@@ -9,6 +9,7 @@ from billing.cli.output import emit_one, listing
 from billing.cli.unit_prices import fields_of
 from billing.clock import Instant, instant_text
 from billing.ledger import tracing
+from billing.ledger.adjustments import Note
 from billing.ledger.tracing import Trace
 from billing.money import Pico, amount_text
 
@@ -35,6 +36,7 @@ def row(found: Trace) -> dict[str, object]:
         fields[name] = instant_text(Instant(instant)) if isinstance(instant, int) else None
     del fields["cost_pico"], fields["amount_pico"]
     tags = found.event.tags
+    net = found.event.amount_pico + sum(note.amount for note in found.adjustments)
     return {
         **fields,
         "tags": None if tags is None else json.loads(tags),
@@ -46,6 +48,19 @@ def row(found: Trace) -> dict[str, object]:
         "margin": quote.margin,
         "margin_rule_id": quote.margin_rule_id,
         "cost_rate_id": quote.cost_rate_id,
+        "net_amount": amount_text(Pico(net)),
+        "adjustments": [_adjustment(note) for note in found.adjustments],
+        "reason": found.reason,
         "meter_batch": None if batch is None else batch.id,
         "meter_batch_state": None if batch is None else batch.state.value,
+    }
+
+
+def _adjustment(note: Note) -> dict[str, object]:
+    return {
+        "id": note.event_id,
+        "at": instant_text(note.at),
+        "change": note.change,
+        "amount": amount_text(note.amount),
+        "reason": note.reason,
     }

@@ -57,6 +57,7 @@ def append(
     losses = tuple(loss for charge in due if (loss := _post_somewhere(conn, charge, at)) is not None)
     if losses:
         events.append(conn, losses, shard, {loss.id: loss.amount_pico for loss in losses})
+        conn.execute(sa.insert(schema.adjustments), [_noted(loss, at) for loss in losses])
     return losses
 
 
@@ -70,7 +71,7 @@ def _post_on_leases(conn: sa.Connection, due: Sequence[Charge]) -> bool:
             sums[part.lease_id] = sums.get(part.lease_id, 0) + part.amount
     if not all(_use(conn, lease_id, amount) for lease_id, amount in sorted(sums.items())):
         return False
-    _name(conn, [(charge.event, part) for charge in due for part in charge.parts])
+    name(conn, [(charge.event, part) for charge in due for part in charge.parts])
     return True
 
 
@@ -105,11 +106,12 @@ def _post_somewhere(conn: sa.Connection, charge: Charge, at: Instant) -> UsageEv
         _, burnt = leases.burn(conn, credit.read(conn, event.customer_id), rest, at)
         paid += burnt
         rest -= sum(part.amount for part in burnt)
-    _name(conn, [(event, part) for part in paid])
+    name(conn, [(event, part) for part in paid])
     return _written_off(event, rest) if rest > 0 else None
 
 
-def _name(conn: sa.Connection, paid: Sequence[tuple[UsageEvent, Part]]) -> None:
+def name(conn: sa.Connection, paid: Sequence[tuple[UsageEvent, Part]]) -> None:
+    """Write down which events used which leases."""
     rows = [
         {"lease_id": part.lease_id, "event_id": event.id, "at": event.finished_at, "amount_pico": part.amount}
         for event, part in paid
@@ -133,6 +135,40 @@ def _written_off(event: UsageEvent, amount: int) -> UsageEvent:
         anomaly=UNCOVERED,
         adjusts=event.id,
     )
+
+
+def _noted(loss: UsageEvent, at: Instant) -> dict[str, object]:
+    """Return the row that says of a write-off what it corrects; nothing becomes credit again, for nothing had paid."""
+    return {
+        "event_id": loss.id,
+        "adjusts": loss.adjusts,
+        "seq": 1,
+        "run_key": loss.id,
+        "change": UNCOVERED,
+        "reason": "no credit was left for it",
+        "actor": "gateway",
+        "at": at,
+        "credit_pico": 0,
+    }
+
+
+def of_events(
+    conn: sa.Connection, customer_ids: Collection[str], event_ids: Collection[str], since: int
+) -> dict[str, int]:
+    """Return what credit paid of these events, which began at or after an instant; only those of which it paid any."""
+    query = (
+        sa.select(_CHARGES.c.event_id, _CHARGES.c.amount_pico)
+        .join(_LEASES, _LEASES.c.id == _CHARGES.c.lease_id)
+        .where(
+            _LEASES.c.customer_id.in_(sorted(customer_ids)),
+            sa.or_(_LEASES.c.closed_at.is_(None), _LEASES.c.closed_at >= since),
+            _CHARGES.c.event_id.in_(sorted(event_ids)),
+        )
+    )
+    paid: dict[str, int] = {}
+    for event_id, amount in conn.execute(query):
+        paid[event_id] = paid.get(event_id, 0) + amount
+    return paid
 
 
 def balance_at(conn: sa.Connection, customer_id: str, at: Instant) -> Pico:

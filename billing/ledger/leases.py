@@ -214,6 +214,12 @@ def burn(conn: sa.Connection, before: Account, amount: int, at: Instant) -> tupl
     return before, tuple(parts)
 
 
+def free(conn: sa.Connection, before: Account, at: Instant) -> Pico:
+    """Return what `burn` could pay now: what is neither expired nor on an open lease."""
+    held = _by_grant(open_leases(conn, before.customer_id))
+    return Pico(sum(amount for _, amount in account.usable(before.grants, held, at)))
+
+
 def standing(conn: sa.Connection, customer_id: str, at: Instant) -> Standing:
     """Return how a customer's credit stands; dead leases and expired credit count as what they will be when swept."""
     held = open_leases(conn, customer_id)

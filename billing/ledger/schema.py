@@ -4,8 +4,9 @@ Types are the same on both engines: Text, and integers of 64 bits. Instants are 
 amounts picounits; SQLite's tables are STRICT, so that no float and no text can slip into an integer column.
 Sums of money run over two columns (`_micro`, `_pico`: see `billing.money.split`), since SQL integers end at 2⁶³.
 
-History is append-only: `usage_events`, `price_quotes`, `cost_rates`, `margin_rules`, `audit_log`, `credit_entries` and
-`credit_charges` are never updated or deleted. `usage_hourly` is the sum of the events, kept in their transaction.
+History is append-only: `usage_events`, `adjustments`, `price_quotes`, `cost_rates`, `margin_rules`, `audit_log`,
+`credit_entries` and `credit_charges` are never updated or deleted. `usage_hourly` is the sum of the events, kept in
+their transaction.
 """
 
 from sqlalchemy import (
@@ -185,6 +186,24 @@ usage_events = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (id)",
+)
+
+adjustments = Table(
+    "adjustments",
+    metadata,
+    Column("event_id", ID, primary_key=True),
+    Column("adjusts", ID, nullable=False),
+    Column("seq", BIG, nullable=False),
+    Column("run_key", ID, nullable=False),
+    Column("change", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("at", BIG, nullable=False),
+    Column("credit_pico", BIG, nullable=False),
+    UniqueConstraint("adjusts", "seq"),
+    UniqueConstraint("run_key", "adjusts"),
+    CheckConstraint("credit_pico <= 0", name="credit_given_back"),
+    sqlite_strict=True,
 )
 
 _UNASSIGNED = "CASE WHEN amount_micro <> assigned_micro OR amount_pico <> assigned_pico THEN 1 ELSE 0 END"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from billing.errors import NotFoundError
-from billing.ledger import outbox, schema, versions
+from billing.ledger import adjustments, outbox, schema, versions
+from billing.ledger.adjustments import Note
 from billing.ledger.outbox import Batch
 from billing.pricing.quote import Quote
 from billing.usage import UsageEvent
@@ -13,12 +14,17 @@ from billing.usage import UsageEvent
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """An event, whose it is, the quote that priced it, and the batch that holds it once it is assigned."""
+    """An event, whose it is, the quote that priced it, and the batch that holds it once it is assigned.
+
+    `adjustments` are the corrections of it; if it is one itself, `reason` says why it was made.
+    """
 
     event: UsageEvent
     customer: str
     quote: Quote
     batch: Batch | None
+    adjustments: tuple[Note, ...]
+    reason: str | None
 
 
 def load(conn: sa.Connection, request_id: str) -> Trace:
@@ -42,4 +48,6 @@ def load(conn: sa.Connection, request_id: str) -> Trace:
         row["window_seq"],
     )
     quote = versions.load_quote(conn, event.price_ref)
-    return Trace(event, row["customer"] or event.customer_id, quote, batch)
+    corrections = tuple(adjustments.of_request(conn, event.id))
+    reason = None if event.adjusts is None else adjustments.note_of(conn, event.id)
+    return Trace(event, row["customer"] or event.customer_id, quote, batch, corrections, reason)

@@ -21,6 +21,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("credit_entries", "kind"): "grant",
     ("credit_entries", "amount_pico"): 999_999,
     ("credit_entries", "left_pico"): 0,
+    ("adjustments", "credit_pico"): -1,
 }
 MADE_BY_MIGRATION = {"alembic_version", "directory_epoch"}
 BEYOND_A_FLOAT = 2**53 + 1

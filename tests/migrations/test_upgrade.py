@@ -67,6 +67,19 @@ def test_every_row_of_every_table_survives_the_way_to_the_newest_schema(database
         assert kept == before[name], name
 
 
+def test_write_offs_from_before_are_named_as_adjustments(database: Database) -> None:
+    """Revision 0003: each event that named another one gets its row; requests get none."""
+    migrate.upgrade(database, to="0002")
+    with database.writing() as conn:
+        filled.fill(conn)
+        named = conn.execute(sa.text("SELECT id, adjusts FROM usage_events WHERE adjusts IS NOT NULL")).all()
+    migrate.upgrade(database)
+    with database.reading() as conn:
+        found = conn.execute(sa.text("SELECT event_id, adjusts, seq, run_key, credit_pico FROM adjustments")).all()
+    assert len(named) == 1
+    assert [tuple(row) for row in found] == [(named[0].id, named[0].adjusts, 1, named[0].id, 0)]
+
+
 def test_an_empty_database_is_refused_with_the_remedy(database: Database) -> None:
     """One line that names the command."""
     with pytest.raises(SchemaError, match="the database is empty; run `weir db upgrade`"):
