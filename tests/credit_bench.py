@@ -129,15 +129,20 @@ class CreditBench:
         given = sum(_amount(row) for row in entries if row["kind"] in GIVING)
         assert self.spent(customer_id) <= given
         balance, waiting, available = self.standing(customer_id)
-        assert balance >= waiting >= 0
-        assert available >= 0
+        owed = entries[-1]["owed_micro"] * 10**6 + entries[-1]["owed_pico"] if entries else 0
+        assert balance + owed >= waiting >= 0
+        assert available + owed >= 0
 
     def _audit_entries(self, entries: list[dict[str, Any]]) -> None:
         """Numbered without a gap, in order of time, and what each says is left is what the sums say."""
         assert [row["seq"] for row in entries] == list(range(1, len(entries) + 1))
         assert [row["at"] for row in entries] == sorted(row["at"] for row in entries)
         left: dict[str, int] = defaultdict(int)
+        owed = 0
         for row in entries:
+            before, owed = owed, row["owed_micro"] * 10**6 + row["owed_pico"]
+            assert owed >= 0
+            assert row["kind"] in ("refund", "reversal") or owed - before == min(0, _amount(row)) * (owed != before)
             left[row["grant_id"]] += _amount(row)
             assert left[row["grant_id"]] == row["left_micro"] * 10**6 + row["left_pico"] >= 0
             grants = {grant[0]: grant[5] for grant in json.loads(row["grants"])}

@@ -36,9 +36,6 @@ class Kind(StrEnum):
     ADJUSTMENT = "adjustment"
 
 
-GIVING = (Kind.GRANT, Kind.TOPUP)
-
-
 class Grant(NamedTuple):
     """One credit and what is left of it; `priority` 0 burns first."""
 

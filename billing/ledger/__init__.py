@@ -15,6 +15,10 @@ because nothing may query behind the reader's back, and the hot insert binds a N
     versions    dated cost rates and margin rules → PriceBook
     events      usage events and their hourly rollups, in one transaction
     credit      the history of prepaid credit: what was given, burnt, expired, taken back
+    clawback    credit that is taken back, also when it is spent
+    topups      payments for credit, and what each has credited
+    auto_topups whose credit is topped up by itself, and whose card failed
+    disputes    disputed payments: what froze whom
     leases      slices of credit that workers hold
     charges     usage that credit pays for: the event and what it takes from leases, in one transaction
     outbox      rollup deltas → meter_batches and carry

@@ -35,11 +35,12 @@ _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 
 
 class Cause(StrEnum):
-    """Who suspended: the admin, an unpaid invoice, or the customer's deletion at Stripe."""
+    """Who suspended: the admin, an unpaid invoice, the customer's deletion at Stripe, a disputed payment."""
 
     MANUAL = "manual"
     UNPAID = "unpaid"
     STRIPE_DELETED = "stripe_deleted"
+    DISPUTED = "disputed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,4 +190,4 @@ def balance_at(conn: sa.Connection, customer_id: str, at: Instant) -> Pico:
         )
     )
     micro, pico = conn.execute(query).one()
-    return Pico(sum(grant.left for grant in alive) - join(int(micro or 0), int(pico or 0)))
+    return Pico(sum(grant.left for grant in alive) - then.owed - join(int(micro or 0), int(pico or 0)))

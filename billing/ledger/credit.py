@@ -18,13 +18,14 @@ import sqlalchemy as sa
 from billing import ids
 from billing.clock import Instant, instant_text
 from billing.credit import account
-from billing.credit.account import GIVING, PRIORITY_DEFAULT, PRIORITY_MAX, Grant, Grants, Kind
+from billing.credit.account import PRIORITY_DEFAULT, PRIORITY_MAX, Grant, Grants, Kind
 from billing.errors import NotFoundError, RefusedError, UsageError
 from billing.ledger import audit, schema
 from billing.limits import GRANT_PICO_MAX, GRANTS_LIVE_MAX
 from billing.money import Pico, amount_text, format_amount, join, split
 
 REASON_CHARS_MAX = 500
+SETTLED_REASON = "pays what was taken back after it had been spent"
 
 _ENTRIES = schema.credit_entries
 _CUSTOMERS = schema.customers
@@ -32,18 +33,25 @@ _CUSTOMERS = schema.customers
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A customer's credit after its entry number `seq` (0: none yet), which was written at `at`."""
+    """A customer's credit after its entry number `seq` (0: none yet), which was written at `at`.
+
+    `owed` was taken back (a refund, a dispute) after it had been spent: what is free next pays it (`settle`).
+    """
 
     customer_id: str
     seq: int
     at: Instant
     currency: str | None
     grants: Grants
+    owed: Pico
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change of one grant; `grant_id` is its own id where credit was given, `left` what the grant has after it."""
+    """One change of one grant; `grant_id` is its own id where credit was given, `left` what the grant has after it.
+
+    `owed` is what the customer owes after it; an entry that only adds to that has the amount 0.
+    """
 
     id: str
     seq: int
@@ -58,6 +66,7 @@ class Entry:
     lease_id: str | None
     source: str | None
     reason: str | None
+    owed: Pico
 
 
 def lock(conn: sa.Connection, customer_id: str) -> Account:
@@ -80,8 +89,9 @@ def read(conn: sa.Connection, customer_id: str, at: int | None = None) -> Accoun
     newest = query.order_by(_ENTRIES.c.seq.desc()).limit(1)
     row = conn.execute(newest.suffix_with("/* weir:credit.read */")).one_or_none()
     if row is None:
-        return Account(customer_id, 0, Instant(0), None, ())
-    return Account(customer_id, row.seq, row.at, row.currency, account.from_text(row.grants))
+        return Account(customer_id, 0, Instant(0), None, (), Pico(0))
+    owed = join(row.owed_micro, row.owed_pico)
+    return Account(customer_id, row.seq, row.at, row.currency, account.from_text(row.grants), owed)
 
 
 def grant(
@@ -100,9 +110,9 @@ def grant(
 ) -> Entry:
     """Give a customer credit and return its entry. `source` (a Checkout session) gives it once, however often it comes.
 
-    Raises NotFoundError, UsageError for what can not be, RefusedError for another currency or too many grants.
+    Raises NotFoundError, UsageError for what can not be, RefusedError for another currency or too many grants (which
+    a top-up may be: its money was taken).
     """
-    assert kind in GIVING, "this gives"
     _check(amount, currency, at, expires_at, priority, reason)
     before = lock(conn, customer_id)
     given = _of_source(conn, source)
@@ -110,10 +120,11 @@ def grant(
         return given
     if before.currency not in (None, currency):
         raise RefusedError(f"this customer's credit is in {before.currency}; credit in {currency} can not join it")
-    if len(before.grants) >= GRANTS_LIVE_MAX:
+    if kind is Kind.GRANT and len(before.grants) >= GRANTS_LIVE_MAX:
         raise RefusedError(f"this customer has {GRANTS_LIVE_MAX} credits that are not used up; more can not be given")
-    new = Grant(ids.new_id("credit"), kind, priority, expires_at, at, amount)
-    write(conn, before, kind, new, amount, at, currency=currency, source=source, reason=reason)
+    burns_as = Kind.GRANT if kind is Kind.GRANT else Kind.TOPUP
+    new = Grant(ids.new_id("credit"), burns_as, priority, expires_at, at, amount)
+    after = write(conn, before, kind, new, amount, at, currency=currency, source=source, reason=reason)
     details = {
         "id": new.id,
         "amount": format_amount(amount, currency),
@@ -121,7 +132,9 @@ def grant(
         "reason": reason,
     }
     audit.record(conn, at=at, actor=actor, action=f"credit.{kind.value}", subject=customer_id, details=details)
-    return entries(conn, customer_id, 1)[0]
+    given = entries(conn, customer_id, 1)[0]
+    settle(conn, after, at)
+    return given
 
 
 def _check(
@@ -191,6 +204,18 @@ def expire(conn: sa.Connection, before: Account, at: int) -> Account:
     return before
 
 
+def settle(conn: sa.Connection, before: Account, at: int) -> Account:
+    """Pay what the customer owes from what is on no lease, in burn order; the caller has locked the customer."""
+    if before.owed == 0:
+        return before
+    free = account.usable(before.grants, leased(conn, before.customer_id), at)
+    for grant_id, amount in account.slices(free, before.owed):
+        payer = next(held for held in before.grants if held.id == grant_id)
+        owed = Pico(before.owed - amount)
+        before = write(conn, before, Kind.ADJUSTMENT, payer, Pico(-amount), at, owed=owed, reason=SETTLED_REASON)
+    return before
+
+
 def write(
     conn: sa.Connection,
     before: Account,
@@ -203,22 +228,27 @@ def write(
     lease_id: str | None = None,
     source: str | None = None,
     reason: str | None = None,
+    owed: Pico | None = None,
 ) -> Account:
     """Append an entry and return the account after it; the caller has locked the customer.
 
-    `changed` is the grant before the change, or the new one. Entries never go back in time: a clock that does, does not
-    disorder the history.
+    `changed` is the grant before the change, or the new one (credit given: a positive amount of a grant that is not
+    among the account's). `owed` None leaves what is owed as it is. Entries never go back in time: a clock that does,
+    does not disorder the history.
     """
-    is_new = kind in GIVING
+    is_new = amount > 0 and all(held.id != changed.id for held in before.grants)
+    is_spent = amount == 0
     others = tuple(held for held in before.grants if held.id != changed.id)
-    grants = account.ordered((*others, changed))
+    grants = account.ordered((*others, changed) if changed.left else others)
     left = changed.left
-    if not is_new:
+    if not is_new and not is_spent:
         grants, left = account.changed(grants, changed.id, amount)
+    now_owed = before.owed if owed is None else owed
     known = currency or before.currency
     assert known is not None, "credit that changes was given before"
-    after = Account(before.customer_id, before.seq + 1, Instant(max(at, before.at)), known, grants)
+    after = Account(before.customer_id, before.seq + 1, Instant(max(at, before.at)), known, grants, now_owed)
     (amount_micro, amount_pico), (left_micro, left_pico) = split(amount), split(left)
+    owed_micro, owed_pico = split(now_owed)
     row = {
         "id": changed.id if is_new else ids.new_id("credit"),
         "customer_id": before.customer_id,
@@ -237,6 +267,8 @@ def write(
         "source": source,
         "reason": reason,
         "grants": account.to_text(grants),
+        "owed_micro": owed_micro,
+        "owed_pico": owed_pico,
     }
     conn.execute(sa.insert(_ENTRIES), row)
     return after
@@ -263,4 +295,5 @@ def _entry(row: sa.Row[Any]) -> Entry:
         lease_id=row.lease_id,
         source=row.source,
         reason=row.reason,
+        owed=join(row.owed_micro, row.owed_pico),
     )

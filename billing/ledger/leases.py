@@ -79,7 +79,10 @@ class Addition(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A customer's credit: the balance, the part of it that leases hold unused, and what is free."""
+    """A customer's credit: the balance, the part of it that leases hold unused, and what is free.
+
+    The balance is negative where more was taken back than was left.
+    """
 
     currency: str | None
     balance: Pico
@@ -150,7 +153,7 @@ def _swept(conn: sa.Connection, customer_id: str, at: Instant) -> tuple[Account,
             before = _close(conn, before, lease.id, at)
         else:
             alive.append(lease)
-    return credit.expire(conn, before, at), alive
+    return credit.settle(conn, credit.expire(conn, before, at), at), alive
 
 
 def dead_customers(conn: sa.Connection, at: Instant, rows_max: int) -> list[str]:
@@ -196,7 +199,7 @@ def close(conn: sa.Connection, customer_id: str, lease_ids: Iterable[str], at: I
     before, _ = _swept(conn, customer_id, at)
     for lease_id in sorted(lease_ids):
         before = _close(conn, before, lease_id, at)
-    credit.expire(conn, before, at)
+    credit.settle(conn, credit.expire(conn, before, at), at)
 
 
 def burn(conn: sa.Connection, before: Account, amount: int, at: Instant) -> tuple[Account, tuple[Part, ...]]:
@@ -243,7 +246,7 @@ def _standing(now: Account, alive: Sequence[Lease], at: int, dead: Sequence[Leas
     left = sum(grant.left for grant in now.grants if grant.id not in expired)
     used = sum(lease.used_pico for lease in (*alive, *dead) if lease.grant_id not in expired)
     promised = sum(lease.amount_pico - lease.used_pico for lease in alive if lease.grant_id in expired)
-    return Standing(now.currency, Pico(left - used + promised), Pico(held))
+    return Standing(now.currency, Pico(left - used + promised - now.owed), Pico(held))
 
 
 def _by_grant(held: Sequence[Lease]) -> dict[str, int]:
@@ -286,6 +289,12 @@ def _close(conn: sa.Connection, before: Account, lease_id: str, at: Instant) -> 
         return before
     burnt = next(grant for grant in before.grants if grant.id == row.grant_id)
     return credit.write(conn, before, Kind.BURN, burnt, Pico(-row.used_pico), at, lease_id=lease_id)
+
+
+def recall_all(conn: sa.Connection, customer_id: str, at: Instant) -> None:
+    """Ask every holder for what it does not use of a customer's credit; the customer is locked."""
+    unasked = sa.and_(_LEASES.c.customer_id == customer_id, _IS_OPEN, _LEASES.c.recalled_at.is_(None))
+    conn.execute(sa.update(_LEASES).where(unasked).values(recalled_at=at))
 
 
 def _recall(conn: sa.Connection, others: Sequence[Lease], at: Instant) -> bool:

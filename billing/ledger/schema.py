@@ -3,6 +3,7 @@
 Types are the same on both engines: Text, and integers of 64 bits. Instants are microseconds since 1970 UTC,
 amounts picounits; SQLite's tables are STRICT, so that no float and no text can slip into an integer column.
 Sums of money run over two columns (`_micro`, `_pico`: see `billing.money.split`), since SQL integers end at 2⁶³.
+What Stripe takes from a card (`topups`, `auto_topups`, `disputes`) is in the currency's minor unit, as at Stripe.
 
 History is append-only: `usage_events`, `adjustments`, `price_quotes`, `cost_rates`, `margin_rules`, `audit_log`,
 `credit_entries` and `credit_charges` are never updated or deleted. `usage_hourly` is the sum of the events, kept in
@@ -77,7 +78,7 @@ suspensions = Table(
     Column("cause", Text, primary_key=True),
     Column("reason", Text, nullable=False),
     Column("since", BIG, nullable=False),
-    CheckConstraint("cause IN ('manual', 'unpaid', 'stripe_deleted')", name="known_cause"),
+    CheckConstraint("cause IN ('manual', 'unpaid', 'stripe_deleted', 'disputed')", name="known_cause"),
     sqlite_strict=True,
 )
 
@@ -329,12 +330,80 @@ credit_entries = Table(
     Column("source", ID, unique=True),
     Column("reason", Text),
     Column("grants", Text, nullable=False),
+    Column("owed_micro", BIG, nullable=False, server_default="0"),
+    Column("owed_pico", BIG, nullable=False, server_default="0"),
     UniqueConstraint("customer_id", "seq"),
     CheckConstraint(
         "kind IN ('grant', 'topup', 'burn', 'expiry', 'refund', 'reversal', 'adjustment')", name="known_kind"
     ),
     CheckConstraint("left_micro >= 0", name="nothing_overspent"),
     CheckConstraint("amount_pico BETWEEN 0 AND 999999 AND left_pico BETWEEN 0 AND 999999", name="pico_below_micro"),
+    sqlite_strict=True,
+)
+
+topups = Table(
+    "topups",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("customer_id", ID, ForeignKey("customers.id"), nullable=False, index=True),
+    Column("origin", Text, nullable=False),
+    Column("amount", BIG, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("checkout_session_id", ID, unique=True),
+    Column("payment_intent_id", ID, unique=True),
+    Column("stripe_customer_id", ID),
+    Column("payment_method_id", ID),
+    Column("state", Text, nullable=False),
+    Column("received", BIG, nullable=False),
+    Column("refunded", BIG, nullable=False),
+    Column("withdrawn", BIG, nullable=False),
+    Column("credited", BIG, nullable=False),
+    Column("moves", BIG, nullable=False),
+    Column("grant_id", ID, ForeignKey("credit_entries.id")),
+    Column("created_at", BIG, nullable=False),
+    Column("checked_at", BIG, nullable=False),
+    Column("note", Text),
+    CheckConstraint("origin IN ('checkout', 'auto')", name="known_origin"),
+    CheckConstraint("state IN ('open', 'processing', 'paid', 'failed', 'expired', 'refused')", name="known_state"),
+    CheckConstraint("amount > 0 AND received >= 0 AND refunded >= 0 AND withdrawn >= 0", name="not_negative"),
+    CheckConstraint("credited BETWEEN 0 AND received", name="credited_is_received"),
+    Index("ix_topups_state", "state", "checked_at"),
+    Index(
+        "ix_topups_one_auto_in_flight",
+        "customer_id",
+        unique=True,
+        sqlite_where=text("origin = 'auto' AND state IN ('open', 'processing')"),
+        postgresql_where=text("origin = 'auto' AND state IN ('open', 'processing')"),
+    ),
+    sqlite_strict=True,
+)
+
+auto_topups = Table(
+    "auto_topups",
+    metadata,
+    Column("customer_id", ID, ForeignKey("customers.id"), primary_key=True),
+    Column("below", BIG, nullable=False),
+    Column("amount", BIG, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("failures", BIG, nullable=False),
+    Column("next_attempt_at", BIG, nullable=False),
+    Column("paused_at", BIG),
+    Column("note", Text),
+    CheckConstraint("below >= 0 AND amount > 0", name="not_negative"),
+    sqlite_strict=True,
+)
+
+disputes = Table(
+    "disputes",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("customer_id", ID, ForeignKey("customers.id"), nullable=False, index=True),
+    Column("status", Text, nullable=False),
+    Column("amount", BIG, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("is_freezing", Integer, nullable=False),
+    Column("seen_at", BIG, nullable=False),
+    CheckConstraint("is_freezing IN (0, 1)", name="is_freezing_or_not"),
     sqlite_strict=True,
 )
 

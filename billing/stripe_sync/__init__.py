@@ -1,7 +1,8 @@
 """Stripe kept in step with the ledger, both ways: usage goes out as meter events, what Stripe decides comes in.
 
     port     P  StripePort: what Weir asks of Stripe, answers as values
-    client      the only `import stripe`: the port over the official SDK
+    payments P  PaymentsPort: the same for payments for credit
+    client      the ports over the official SDK, with `sdk` (calls, errors, pages) and `sdk_payments`
     batches  P  unassigned amounts + carry → whole units + carry, identifiers, timestamps
     retry    P  (attempt, answer, age) → delivered, again, held, refused
     push        claim → send, one lane per customer → record

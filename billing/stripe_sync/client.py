@@ -1,22 +1,20 @@
-"""The only home of the `stripe` package: `StripePort` over the official SDK.
+"""The home of the `stripe` package, with `sdk` and `sdk_payments`: `StripePort` over the official SDK.
 
-Invariant: no object of the SDK leaves this file. Administrative calls are retried by the SDK (twice) and raise
+Invariant: no object of the SDK leaves these files. Administrative calls are retried by the SDK (twice) and raise
 StripeError, one line; a meter event is sent exactly once per call and its answer comes back as a `retry.Answer`,
 whatever it was, because what may be sent again is the outbox's decision.
 
 The SDK's telemetry is off: it would write an id into the home folder and send the platform's description.
 """
 
-import ssl
-from collections.abc import Callable
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import stripe
-from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError
 
 from billing.config import Config
 from billing.errors import ConfigError, StripeError
+from billing.stripe_sync.payments import PaymentsPort
 from billing.stripe_sync.port import (
     ErrorReport,
     Invoice,
@@ -30,6 +28,8 @@ from billing.stripe_sync.port import (
     Summary,
 )
 from billing.stripe_sync.retry import Answer
+from billing.stripe_sync.sdk import PAGE_ROWS, answer, asked, found_or_none, id_of, listed, mark, plain
+from billing.stripe_sync.sdk_payments import SdkPayments
 
 if TYPE_CHECKING:
     from stripe.params import CustomerCreateParams, SubscriptionCreateParams
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
 ADMIN_RETRIES_MAX = 2
-PAGE_ROWS = 100
-LIST_ROWS_MAX = 10_000
-
-_Result = TypeVar("_Result")
 
 
 def connect(config: Config) -> StripePort:
@@ -70,6 +66,12 @@ class SdkClient:
             http_client=stripe.RequestsClient(timeout=timeouts_s),
         )
         self._v1 = self._client.v1
+        self._payments = SdkPayments(self._client)
+
+    @property
+    def payments(self) -> PaymentsPort:
+        """See StripePort."""
+        return self._payments
 
     def send(
         self, event_name: str, customer_id: str, units: int, timestamp_s: int, identifier: str, key: str
@@ -86,17 +88,17 @@ class SdkClient:
                 {"idempotency_key": key, "max_network_retries": 0},
             )
         except stripe.StripeError as error:
-            return _answer(error)
+            return answer(error)
         return Answer(200)
 
     def meters(self) -> list[Meter]:
         """See StripePort."""
-        return self._listed(lambda: self._v1.billing.meters.list({"limit": PAGE_ROWS}), _meter)
+        return listed(lambda: self._v1.billing.meters.list({"limit": PAGE_ROWS}), _meter)
 
     def create_meter(self, event_name: str, display_name: str, key: str) -> Meter:
         """See StripePort."""
         return _meter(
-            _asked(
+            asked(
                 lambda: self._v1.billing.meters.create(
                     {
                         "display_name": display_name,
@@ -112,16 +114,16 @@ class SdkClient:
 
     def reactivate_meter(self, meter_id: str) -> Meter:
         """See StripePort."""
-        return _meter(_asked(lambda: self._v1.billing.meters.reactivate(meter_id)))
+        return _meter(asked(lambda: self._v1.billing.meters.reactivate(meter_id)))
 
     def products(self) -> list[Product]:
         """See StripePort."""
-        return self._listed(lambda: self._v1.products.list({"active": True, "limit": PAGE_ROWS}), _product)
+        return listed(lambda: self._v1.products.list({"active": True, "limit": PAGE_ROWS}), _product)
 
     def create_product(self, name: str, unit_label: str, weir: str, key: str) -> Product:
         """See StripePort."""
         return _product(
-            _asked(
+            asked(
                 lambda: self._v1.products.create(
                     {"name": name, "unit_label": unit_label, "metadata": {"weir": weir}},
                     {"idempotency_key": key},
@@ -131,13 +133,13 @@ class SdkClient:
 
     def find_price(self, lookup_key: str) -> Price | None:
         """See StripePort."""
-        found = self._listed(lambda: self._v1.prices.list({"lookup_keys": [lookup_key], "limit": PAGE_ROWS}), _price)
+        found = listed(lambda: self._v1.prices.list({"lookup_keys": [lookup_key], "limit": PAGE_ROWS}), _price)
         return found[0] if found else None
 
     def create_price(self, price: Price, lookup_key: str, key: str) -> Price:
         """See StripePort."""
         return _price(
-            _asked(
+            asked(
                 lambda: self._v1.prices.create(
                     {
                         "currency": price.currency,
@@ -154,11 +156,11 @@ class SdkClient:
 
     def reactivate_price(self, price_id: str) -> Price:
         """See StripePort."""
-        return _price(_asked(lambda: self._v1.prices.update(price_id, {"active": True})))
+        return _price(asked(lambda: self._v1.prices.update(price_id, {"active": True})))
 
     def find_customer(self, customer_id: str) -> StripeCustomer | None:
         """See StripePort."""
-        found = _found(lambda: self._v1.customers.retrieve(customer_id))
+        found = found_or_none(lambda: self._v1.customers.retrieve(customer_id))
         return None if found is None else _customer(found)
 
     def create_customer(self, name: str, email: str | None, weir_customer: str, key: str) -> StripeCustomer:
@@ -166,18 +168,16 @@ class SdkClient:
         params: CustomerCreateParams = {"name": name, "metadata": {"weir_customer": weir_customer}}
         if email is not None:
             params["email"] = email
-        return _customer(_asked(lambda: self._v1.customers.create(params, {"idempotency_key": key})))
+        return _customer(asked(lambda: self._v1.customers.create(params, {"idempotency_key": key})))
 
     def find_subscription(self, subscription_id: str) -> Subscription | None:
         """See StripePort."""
-        found = _found(lambda: self._v1.subscriptions.retrieve(subscription_id))
+        found = found_or_none(lambda: self._v1.subscriptions.retrieve(subscription_id))
         return None if found is None else _subscription(found)
 
     def subscriptions(self, customer_id: str) -> list[Subscription]:
         """See StripePort."""
-        return self._listed(
-            lambda: self._v1.subscriptions.list({"customer": customer_id, "limit": PAGE_ROWS}), _subscription
-        )
+        return listed(lambda: self._v1.subscriptions.list({"customer": customer_id, "limit": PAGE_ROWS}), _subscription)
 
     def create_subscription(self, customer_id: str, price_id: str, weir_customer: str, key: str) -> Subscription:
         """See StripePort."""
@@ -188,18 +188,18 @@ class SdkClient:
             "billing_mode": {"type": "flexible"},
             "metadata": {"weir_customer": weir_customer},
         }
-        return _subscription(_asked(lambda: self._v1.subscriptions.create(params, {"idempotency_key": key})))
+        return _subscription(asked(lambda: self._v1.subscriptions.create(params, {"idempotency_key": key})))
 
     def open_invoices(self, customer_id: str) -> list[Invoice]:
         """See StripePort."""
-        return self._listed(
+        return listed(
             lambda: self._v1.invoices.list({"customer": customer_id, "status": "open", "limit": PAGE_ROWS}),
             _invoice,
         )
 
     def summaries(self, meter_id: str, customer_id: str, start_s: int, end_s: int) -> list[Summary]:
         """See StripePort."""
-        found = self._listed(
+        found = listed(
             lambda: self._v1.billing.meters.event_summaries.list(
                 meter_id,
                 {
@@ -216,20 +216,7 @@ class SdkClient:
 
     def error_report(self, event_id: str) -> ErrorReport:
         """See StripePort."""
-        return _error_report(_asked(lambda: self._client.v2.core.events.retrieve(event_id)))
-
-    def _listed(self, call: Callable[[], Any], convert: Callable[[Any], _Result]) -> list[_Result]:
-        """Read all pages of a list. Raises StripeError above LIST_ROWS_MAX, rather than overlook what comes after."""
-
-        def read() -> list[_Result]:
-            rows: list[_Result] = []
-            for row in call().auto_paging_iter():
-                rows.append(convert(row))
-                if len(rows) > LIST_ROWS_MAX:
-                    raise StripeError(f"Stripe lists more than {LIST_ROWS_MAX} objects; archive some that are not used")
-            return rows
-
-        return _asked(read)
+        return _error_report(asked(lambda: self._client.v2.core.events.retrieve(event_id)))
 
 
 def verify(raw: bytes, signature: str, secret: str) -> None:
@@ -238,72 +225,6 @@ def verify(raw: bytes, signature: str, secret: str) -> None:
     The age is checked by the caller against its own clock: the SDK would read the machine's.
     """
     stripe.WebhookSignature.verify_header(raw, signature, secret, tolerance=None)
-
-
-def _asked(call: Callable[[], _Result]) -> _Result:
-    try:
-        return call()
-    except stripe.StripeError as error:
-        raise _stripe_error(error) from None
-
-
-def _found(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except stripe.InvalidRequestError as error:
-        if error.http_status == 404 or error.code == "resource_missing":
-            return None
-        raise _stripe_error(error) from None
-    except stripe.StripeError as error:
-        raise _stripe_error(error) from None
-
-
-def _stripe_error(error: stripe.StripeError) -> StripeError:
-    answer = _answer(error)
-    if answer.status is None:
-        return StripeError(f"Stripe could not be reached ({answer.message}); try again")
-    if answer.status in (401, 403):
-        return StripeError(f"Stripe refused the API key ({answer.text}); check STRIPE_API_KEY and its permissions")
-    request = f" (request {error.request_id})" if error.request_id else ""
-    return StripeError(f"Stripe answered {answer.text}{request}")
-
-
-def _answer(error: stripe.StripeError) -> Answer:
-    """Reduce the SDK's error to what Stripe said. A 2xx that can not be read is no answer: it may have been counted."""
-    if isinstance(error, stripe.APIConnectionError):
-        return Answer(None, message=_cause_name(error), has_left=not _was_never_connected(error))
-    status = error.http_status
-    if status is None or 200 <= status < 300:
-        return Answer(None, message=f"unreadable answer ({type(error).__name__})")
-    details = error.error
-    kind = getattr(details, "type", None) or ""
-    code = getattr(details, "code", None) or error.code or ""
-    if status in (401, 403):  # The sentence may hold a part of the key.
-        return Answer(status, kind=kind, code=code or type(error).__name__)
-    return Answer(status, kind=kind, code=code, message=getattr(details, "message", None) or error.user_message or "")
-
-
-def _was_never_connected(error: stripe.APIConnectionError) -> bool:
-    """Tell whether no connection was made, so that no byte of the request left: refused, no route, no name, no TLS.
-
-    urllib3 is what the SDK's `requests` stands on; its reason is the only place where this can be told.
-    """
-    cause = error.__cause__
-    inner = cause.args[0] if cause is not None and cause.args else None
-    if not isinstance(inner, MaxRetryError):
-        return False
-    reason = inner.reason
-    if isinstance(reason, (NewConnectionError, ConnectTimeoutError)):
-        return True
-    return reason is not None and bool(reason.args) and isinstance(reason.args[0], ssl.SSLCertVerificationError)
-
-
-def _cause_name(error: stripe.APIConnectionError) -> str:
-    cause: BaseException = error if error.__cause__ is None else error.__cause__
-    inner = cause.args[0] if cause.args else None
-    if isinstance(inner, MaxRetryError) and inner.reason is not None:
-        return type(inner.reason).__name__
-    return type(cause).__name__
 
 
 def _meter(row: stripe.billing.Meter) -> Meter:
@@ -319,14 +240,14 @@ def _meter(row: stripe.billing.Meter) -> Meter:
 
 
 def _product(row: stripe.Product) -> Product:
-    return Product(row.id, row.active, _mark(row.metadata, "weir"))
+    return Product(row.id, row.active, mark(row.metadata, "weir"))
 
 
 def _price(row: stripe.Price) -> Price:
     recurring = row.recurring
     return Price(
         id=row.id,
-        product_id=_id(row.product),
+        product_id=id_of(row.product),
         is_active=row.active,
         currency=row.currency,
         unit_amount="" if row.unit_amount_decimal is None else plain(row.unit_amount_decimal),
@@ -334,19 +255,13 @@ def _price(row: stripe.Price) -> Price:
         interval_count=0 if recurring is None else recurring.interval_count,
         meter_id="" if recurring is None else recurring.meter or "",
         has_transform=row.transform_quantity is not None,
-        weir=_mark(row.metadata, "weir"),
+        weir=mark(row.metadata, "weir"),
     )
-
-
-def plain(value: Decimal) -> str:
-    """Write a decimal without exponent and without trailing zeros: Decimal("1E-7") is "0.0000001"."""
-    text = format(value, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _customer(row: stripe.Customer) -> StripeCustomer:
     is_deleted = bool(getattr(row, "deleted", False))
-    return StripeCustomer(row.id, is_deleted, "" if is_deleted else _mark(row.metadata, "weir_customer"))
+    return StripeCustomer(row.id, is_deleted, "" if is_deleted else mark(row.metadata, "weir_customer"))
 
 
 def _subscription(row: stripe.Subscription) -> Subscription:
@@ -379,11 +294,3 @@ def _error_report(row: Any) -> ErrorReport:
             if key:
                 samples.append((str(key), str(error_type.code)))
     return ErrorReport(int(data.reason.error_count), tuple(samples), str(data.developer_message_summary))
-
-
-def _mark(metadata: Any, name: str) -> str:
-    return str(metadata[name]) if metadata is not None and name in metadata else ""
-
-
-def _id(value: Any) -> str:
-    return value if isinstance(value, str) else str(value.id)

@@ -7,6 +7,7 @@ an amount of ours.
 from dataclasses import dataclass
 from typing import Protocol
 
+from billing.stripe_sync.payments import PaymentsPort
 from billing.stripe_sync.retry import Answer
 
 
@@ -106,6 +107,10 @@ class ErrorReport:
 
 class StripePort(Protocol):
     """What Weir asks of Stripe. Every method but `send` raises StripeError; `find_*` give None for what is missing."""
+
+    @property
+    def payments(self) -> PaymentsPort:
+        """What it asks about payments for credit."""
 
     def send(
         self, event_name: str, customer_id: str, units: int, timestamp_s: int, identifier: str, key: str
