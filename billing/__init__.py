@@ -6,6 +6,7 @@ through webhooks and reconciliation. The map, and what each part may import:
     money, usage, errors, ids, clock, limits   nothing of ours but errors: values and their rules
     config, address                            money, errors
     asking                                     config: short questions to a model server; its certificates
+    disconnect                                 errors: what a client's leaving means for its answer
     tokens/                                    errors: text → token counts on the model's own vocabulary
     pricing/                                   money, usage: dated rates and margins → a quote → an amount
     credit/                                    pricing, money: what a request may cost, what an amount affords

@@ -37,6 +37,7 @@ from proxy.relay.services import Services
 from proxy.settle import Recorder
 from proxy.supervisor import Supervisor
 
+DRAIN_LOOK_S = 0.05
 TICK_S = 1.0
 BACKLOG = 2048
 SHARDS = 64
@@ -125,8 +126,11 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse what is new, wait for what is running, stop what takes too long."""
         self._services.is_shutting_down = True
-        stopping = self._services.loop.call_later(self._grace_s, self._stop_streams)
+        over_at = self._services.loop.time() + self._grace_s
+        stopping = self._services.loop.call_at(over_at, self._stop_streams)
         await super().shutdown(sockets)
+        while self._services.exchanges and self._services.loop.time() < over_at:  # noqa: ASYNC110 -- no event per request
+            await asyncio.sleep(DRAIN_LOOK_S)  # answers that are drained have no connection that could be waited for
         stopping.cancel()
         self._stop_streams()
 

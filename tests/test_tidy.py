@@ -22,6 +22,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "billing.address": (),
     "billing.config": ("billing.address", "billing.errors", "billing.money", "billing.limits"),
     "billing.asking": ("billing.address", "billing.config", "billing.errors"),
+    "billing.disconnect": ("billing.errors",),
     "billing.tokens": ("billing.tokens", "billing.errors"),
     "billing.pricing": (
         *("billing.pricing", "billing.money", "billing.usage"),
@@ -30,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "billing.ledger": (
         *("billing.ledger", "billing.pricing", "billing.money", "billing.usage", "billing.limits"),
         *("billing.errors", "billing.clock", "billing.calendar", "billing.ids", "billing.credit"),
+        "billing.disconnect",
     ),
     "billing.credit": (
         *("billing.credit", "billing.pricing", "billing.money", "billing.usage"),
@@ -45,6 +47,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 
 PURE = (
     *("billing/money.py", "billing/usage.py", "billing/limits.py", "billing/address.py", "billing/calendar.py"),
+    "billing/disconnect.py",
     *("billing/credit/*.py", "billing/pricing/*.py", "billing/stripe_sync/batches.py", "billing/stripe_sync/retry.py"),
     *("billing/stripe_sync/effects.py", "proxy/meter/*.py", "proxy/admit/decide.py", "proxy/admit/limits.py"),
     *("proxy/relay/refusals.py", "proxy/relay/headers.py", "proxy/relay/request.py", "proxy/relay/lifecycle.py"),

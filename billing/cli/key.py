@@ -7,6 +7,7 @@ import click
 from billing.cli.app import Session, pass_session
 from billing.cli.output import emit, emit_one, listing
 from billing.clock import Instant, instant_text, parse_instant
+from billing.disconnect import CANCEL, Disconnect
 from billing.ledger import accounts
 from billing.ledger.accounts import KEY_LIMIT_MAX, ApiKey
 
@@ -20,6 +21,7 @@ LIST_COLUMNS = (
     "rpm",
     "tpm",
     "concurrency",
+    "on_disconnect",
     "expires_at",
 )
 LIMIT = click.IntRange(0, KEY_LIMIT_MAX)
@@ -38,6 +40,13 @@ def key() -> None:
 @click.option("--tpm", type=LIMIT, default=0, help="Tokens per minute.  [default: limits.default_tpm]")
 @click.option("--concurrency", type=LIMIT, default=0, help="Requests at a time.  [default: no limit]")
 @click.option("--expires", metavar="INSTANT", help="When it stops to work, such as +90d.  [default: never]")
+@click.option(
+    "--on-disconnect",
+    metavar="POLICY",
+    default=CANCEL.text,
+    show_default=True,
+    help="When the client leaves: cancel, drain (generate and bill the whole answer), or drain:TOKENS more.",
+)
 @listing
 @pass_session
 def create(
@@ -50,6 +59,7 @@ def create(
     tpm: int,
     concurrency: int,
     expires: str | None,
+    on_disconnect: str,
     form: str,
 ) -> None:
     """Make a key for CUSTOMER and print it: it is shown this once only."""
@@ -68,6 +78,7 @@ def create(
             expires_at,
             at=session.now,
             actor=session.actor,
+            on_disconnect=Disconnect.parse(on_disconnect),
         )
     if form == "table":
         click.echo(secret)
@@ -124,6 +135,7 @@ def row(of: ApiKey, customer: str, now: Instant) -> dict[str, object]:
         "rpm": of.rpm,
         "tpm": of.tpm,
         "concurrency": of.concurrency,
+        "on_disconnect": of.on_disconnect.text,
         "created_at": instant_text(of.created_at),
         "expires_at": None if of.expires_at is None else instant_text(of.expires_at),
         "revoked_at": None if of.revoked_at is None else instant_text(of.revoked_at),

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 
 from billing import ids
 from billing.clock import Instant, instant_text
+from billing.disconnect import CANCEL, Disconnect
 from billing.errors import NotFoundError, RefusedError, UsageError
 from billing.ledger import audit, epoch, schema
 
@@ -88,6 +89,7 @@ class ApiKey:
     created_at: Instant
     expires_at: Instant | None
     revoked_at: Instant | None
+    on_disconnect: Disconnect
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Principal:
     period_start: Instant | None
     period_end: Instant | None
     is_prepaid: bool = False
+    on_disconnect: Disconnect = CANCEL
 
 
 def add_customer(
@@ -263,6 +266,8 @@ def create_key(
     expires_at: Instant | None,
     at: Instant,
     actor: str,
+    *,
+    on_disconnect: Disconnect = CANCEL,
 ) -> tuple[ApiKey, str]:
     """Make a key, and return it with its secret, which is nowhere else: only its SHA-256 is stored.
 
@@ -293,6 +298,7 @@ def create_key(
         "created_at": at,
         "expires_at": expires_at,
         "revoked_at": None,
+        "drain_tokens": on_disconnect.tokens_more,
     }
     conn.execute(sa.insert(schema.api_keys), row)
     details = {field: row[field] for field in row if field not in ("secret_sha256", "created_at", "revoked_at")}
@@ -338,6 +344,7 @@ def principal(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
     row = conn.execute(
         sa.select(
             *(keys.c[name] for name in ("id", "models", "rpm", "tpm", "concurrency", "expires_at", "revoked_at")),
+            keys.c.drain_tokens,
             *(customers.c[name] for name in ("name", "period_start", "period_end", "is_prepaid")),
             customers.c.id.label("customer_id"),
             reason.label("suspension"),
@@ -361,6 +368,7 @@ def principal(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
         period_start=row.period_start,
         period_end=row.period_end,
         is_prepaid=bool(row.is_prepaid),
+        on_disconnect=Disconnect(row.drain_tokens),
     )
 
 
@@ -447,6 +455,7 @@ def _keys(conn: sa.Connection, condition: sa.ColumnElement[bool]) -> list[ApiKey
             created_at=row.created_at,
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
+            on_disconnect=Disconnect(row.drain_tokens),
         )
         for row in rows
     ]

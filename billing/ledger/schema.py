@@ -97,7 +97,9 @@ api_keys = Table(
     Column("created_at", BIG, nullable=False),
     Column("expires_at", BIG),
     Column("revoked_at", BIG),
+    Column("drain_tokens", BIG, server_default="0"),
     CheckConstraint("rpm >= 0 AND tpm >= 0 AND concurrency >= 0", name="limits_not_negative"),
+    CheckConstraint("drain_tokens >= 0", name="drain_not_negative"),
     sqlite_strict=True,
 )
 

@@ -57,14 +57,16 @@ class OutputTally:
     `has_stop_texts`: the request has `stop`, so that an answer may end without an end-of-sequence token.
     """
 
-    __slots__ = ("_choices", "_has_stop_texts")
+    __slots__ = ("_choices", "_has_stop_texts", "deltas")
 
     def __init__(self, *, has_stop_texts: bool = False) -> None:
+        self.deltas = 0
         self._choices: dict[int, _Choice] = {}
         self._has_stop_texts = has_stop_texts
 
     def add(self, index: int, reasoning: str = "", content: str = "", tool: str = "", *, calls: int = 0) -> None:
-        """Appends to choice `index`."""
+        """Appends to choice `index`; counts the `deltas` that brought something."""
+        self.deltas += bool(reasoning or content or tool)
         choice = self._choice(index)
         if reasoning:
             choice.reasoning.add(reasoning)

@@ -39,6 +39,7 @@ class Exchange(Settlement):
         "_connection",
         "_is_paused",
         "_request_headers",
+        "_tokens_max",
         "_tried",
     )
 
@@ -50,6 +51,7 @@ class Exchange(Settlement):
         self._connection: UpstreamConnection | None = None
         self._body_bytes = 0
         self._active_at = 0.0
+        self._tokens_max: int | None = None
 
     # admission
 
@@ -183,6 +185,8 @@ class Exchange(Settlement):
                 self._connection.leave()
                 self._connection = None
             self._settle(meter.finish())
+        elif not self._has_client and self._is_drained():
+            self._end(Cause.DRAINED)
 
     def ended(self) -> None:
         """Settle: the answer is complete."""
@@ -210,9 +214,9 @@ class Exchange(Settlement):
         return settled
 
     def died(self, *, could_retry: bool) -> None:
-        """Dial again where nothing has happened yet; end otherwise."""
+        """Dial again where nothing has happened yet and somebody waits for it; end otherwise."""
         self._connection = None
-        if self._phase is Phase.WAITING and could_retry:
+        if self._phase is Phase.WAITING and could_retry and self._has_client:
             assert self._server is not None, "it was dialled"
             self._phase = Phase.ADMITTED
             self._server.pool.request(self, fresh=True)
@@ -227,9 +231,38 @@ class Exchange(Settlement):
     # the client's side
 
     def client_gone(self) -> None:
-        """Stop the upstream at once, and bill what was generated until now."""
+        """Stop the upstream at once, and bill what was generated until now; or go on, where the key says so."""
         self._has_client = False
-        self._end(Cause.CLIENT_CLOSED)
+        if self._phase in (Phase.WAITING, Phase.RELAYING) and self._may_drain():
+            self.resume()
+        else:
+            self._end(Cause.CLIENT_CLOSED)
+
+    def _may_drain(self) -> bool:
+        """Tell whether the answer goes on without its client, and note until when.
+
+        Of an answer that comes whole nobody sees how far it is: it goes on if all of it is within what is allowed.
+        """
+        assert self._principal is not None, "admitted"
+        assert self._server is not None, "it was dialled"
+        more = self._principal.on_disconnect.tokens_more
+        if not more:
+            return more is None
+        if self._ask.streams or self._forwarded.gathers:
+            self._tokens_max = self._generated() + more
+            return True
+        limit = self._ask.limit_on(self._server.kind)
+        return limit is not None and limit <= more
+
+    def _is_drained(self) -> bool:
+        return self._tokens_max is not None and self._generated() >= self._tokens_max
+
+    def _generated(self) -> int:
+        """Return how many tokens there are so far: by the upstream's own count, else by its deltas."""
+        if self._meter is None:
+            return 0
+        usage = self._meter.known_usage()
+        return usage.output_tokens if usage is not None else self._meter.delivered().deltas
 
     def pause(self) -> None:
         """The client reads slowly: so does Weir."""
@@ -248,7 +281,7 @@ class Exchange(Settlement):
 
     def shut_down(self) -> None:
         """End: the gateway stops and its grace is over."""
-        self._end(Cause.SHUTDOWN)
+        self._end(Cause.SHUTDOWN if self._has_client else Cause.DRAINED)
 
     def check_time(self, now: float) -> None:
         """End if the upstream has been silent for too long, or the client has read nothing for as long."""

@@ -7,6 +7,11 @@
 Rules (DESIGN I1, I2, §10): before the upstream has the whole request nothing is billed. After that a client that
 leaves pays for the prompt and for what was generated so far. An upstream that fails costs nothing before its first
 token, and what was delivered after it. Once a request settles, nothing changes its outcome any more.
+
+Where the key says `drain` (`billing/disconnect.py`), a client that leaves in WAITING or RELAYING ends nothing: the
+phases go on without it, at full speed and under the same time-outs, and its place, its prepaid hold and the upstream's
+connection stay taken until the end. An answer that completes is then billed as reported, `client_closed`; DRAINED is
+when the tokens of `drain:TOKENS` are used up, or the gateway stops: billed as if the client left then.
 """
 
 from dataclasses import dataclass
@@ -33,6 +38,7 @@ class Cause(Enum):
     UPSTREAM_DIED = auto()
     UPSTREAM_TIMEOUT = auto()
     SHUTDOWN = auto()
+    DRAINED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +57,22 @@ _BEFORE_TOKENS = {
     (Phase.RECEIVING, Cause.UPSTREAM_DIED): Ending(None, "no_upstream"),
     (Phase.RECEIVING, Cause.UPSTREAM_TIMEOUT): Ending(None, "no_upstream"),
     (Phase.RECEIVING, Cause.SHUTDOWN): Ending(None, "shutting_down"),
+    (Phase.RECEIVING, Cause.DRAINED): _NOTHING,
     (Phase.ADMITTED, Cause.CLIENT_CLOSED): _NOTHING,
     (Phase.ADMITTED, Cause.UPSTREAM_DIED): Ending(None, "no_upstream"),
     (Phase.ADMITTED, Cause.UPSTREAM_TIMEOUT): Ending(None, "no_upstream"),
     (Phase.ADMITTED, Cause.SHUTDOWN): Ending(None, "shutting_down"),
+    (Phase.ADMITTED, Cause.DRAINED): _NOTHING,
     (Phase.WAITING, Cause.CLIENT_CLOSED): _LEFT,
     (Phase.WAITING, Cause.UPSTREAM_DIED): Ending(None, "upstream_error"),
     (Phase.WAITING, Cause.UPSTREAM_TIMEOUT): Ending(None, "upstream_timeout"),
     (Phase.WAITING, Cause.SHUTDOWN): Ending(None, "shutting_down"),
+    (Phase.WAITING, Cause.DRAINED): _LEFT,
     (Phase.RELAYING, Cause.CLIENT_CLOSED): _LEFT,
     (Phase.RELAYING, Cause.UPSTREAM_DIED): Ending(None, "upstream_error"),
     (Phase.RELAYING, Cause.UPSTREAM_TIMEOUT): Ending(None, "upstream_timeout"),
     (Phase.RELAYING, Cause.SHUTDOWN): Ending(None, "shutting_down"),
+    (Phase.RELAYING, Cause.DRAINED): _LEFT,
 }
 
 _AFTER_TOKENS = {
@@ -70,6 +80,7 @@ _AFTER_TOKENS = {
     (Phase.RELAYING, Cause.UPSTREAM_DIED): Ending(Outcome.UPSTREAM_ERROR, "upstream_error"),
     (Phase.RELAYING, Cause.UPSTREAM_TIMEOUT): Ending(Outcome.UPSTREAM_ERROR, "upstream_timeout"),
     (Phase.RELAYING, Cause.SHUTDOWN): Ending(Outcome.STOPPED, "shutting_down"),
+    (Phase.RELAYING, Cause.DRAINED): _LEFT,
 }
 
 

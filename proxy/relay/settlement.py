@@ -111,7 +111,8 @@ class Settlement:
         if settled.is_error and self._delivered().is_empty:
             self._pass_unbilled(settled.raw)
             return
-        self._finish_with(Outcome.UPSTREAM_ERROR if settled.is_error else Outcome.COMPLETED, settled.usage)
+        ended_well = Outcome.COMPLETED if self._has_client else Outcome.CLIENT_CLOSED  # the latter was drained
+        self._finish_with(Outcome.UPSTREAM_ERROR if settled.is_error else ended_well, settled.usage)
 
     def _finish_with(self, outcome: Outcome, usage: Usage | None) -> None:
         self._outcome = outcome

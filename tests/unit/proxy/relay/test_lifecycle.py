@@ -56,6 +56,10 @@ RULES = [
     ("", "WAITING", "SHUTDOWN", "either", Ending(None, "shutting_down")),
     ("", "ADMITTED", "SHUTDOWN", "either", Ending(None, "shutting_down")),
     ("", "RECEIVING", "SHUTDOWN", "either", Ending(None, "shutting_down")),
+    ("what is drained is billed as if the client left when the drain ends", "WAITING", "DRAINED", "either", LEFT),
+    ("", "RELAYING", "DRAINED", "either", LEFT),
+    ("nothing is drained that was not sent", "ADMITTED", "DRAINED", "either", NOTHING),
+    ("", "RECEIVING", "DRAINED", "either", NOTHING),
     *(("what is settled stays", p, c.name, "either", NOTHING) for p in ("SETTLING", "DELIVERED") for c in Cause),
 ]
 HAS_TOKENS = {"yes": (True,), "no": (False,), "either": (True, False)}
