@@ -44,9 +44,20 @@ def uuid7() -> str:
                 _sequence.millisecond += 1
                 _sequence.low = int.from_bytes(os.urandom(10)) >> 7
         high, low = _sequence.millisecond, _sequence.low
-    value = high << 80 | 7 << 76 | low >> 62 << 64 | 2 << 62 | low & (1 << 62) - 1
+    return _text(high, low)
+
+
+def _text(millisecond: int, low: int) -> str:
+    """Write 48 bits of time and 74 of anything as a UUIDv7."""
+    value = millisecond << 80 | 7 << 76 | low >> 62 << 64 | 2 << 62 | low & (1 << 62) - 1
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def derived(event_id: str, purpose: str) -> str:
+    """Return the id of what follows from an event, the same however often it is asked: of its time, else a hash."""
+    low = int.from_bytes(hashlib.sha256(f"{purpose}:{event_id}".encode()).digest()[:10]) >> 6
+    return _text(int(event_id.replace("-", "")[:12], 16), low)
 
 
 def new_id(prefix: str) -> str:

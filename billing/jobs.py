@@ -1,4 +1,5 @@
-"""Background work: webhook events, pushing usage, dunning, partitions. One worker of all hosts does each at a time.
+"""Background work: webhook events, pushing usage, dunning, partitions, and the recovery of what dead workers left. One
+worker of all hosts does each at a time; recovery looks everywhere, and its transactions say who does it.
 
 `weir serve` runs `Jobs` beside the gateway, `weir worker` alone. Each job has a thread of its own, so that a slow
 Stripe does not delay a paid invoice's resumption; each is elected anew for every round (`Database.elected`), so that a
@@ -9,6 +10,7 @@ be cut off at any point: what it does is in transactions, and found unfinished b
 """
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -21,6 +23,7 @@ from billing.config import Config
 from billing.errors import RefusedError, WeirError
 from billing.ledger import inbox, leases, partitions
 from billing.ledger.database import Database
+from billing.recovery import Recovery
 from billing.stripe_sync import process, push, refresh, turn
 from billing.stripe_sync.client import connect
 from billing.stripe_sync.port import StripePort
@@ -34,6 +37,10 @@ DUNNING_INTERVAL_MS = 60_000
 PARTITIONS_INTERVAL_MS = 24 * 3_600_000
 CREDIT_INTERVAL_MS = 30_000
 TIDY_CUSTOMERS_MAX = 1_000
+RECOVERY_INTERVAL_MS = 1_500
+SHARDS = 64
+"""Rollups are split so that workers do not wait for each other's rows (`billing/ledger/events.py`)."""
+
 BACKOFF_MS_MAX = 60_000
 STOP_WAIT_MS = 1_500
 SIGNAL_POLL_MS = 250
@@ -49,7 +56,7 @@ class Job:
 
     name: str
     interval_ms: int
-    run: Callable[[], None]
+    run: Callable[[], object]
     wake: threading.Event
 
 
@@ -120,6 +127,8 @@ class Jobs:
                 ),
                 Job("dunning", DUNNING_INTERVAL_MS, lambda: self._sweep(port), threading.Event()),
             ]
+        recovery = Recovery(self._database, os.getpid() % SHARDS, self._now)
+        jobs.append(Job("recovery", RECOVERY_INTERVAL_MS, recovery.run, threading.Event()))
         jobs.append(Job(_CREDIT_JOB, CREDIT_INTERVAL_MS, self._tidy_credit, threading.Event()))
         if not self._database.is_sqlite:
             jobs.append(Job("partitions", PARTITIONS_INTERVAL_MS, self._make_partitions, threading.Event()))

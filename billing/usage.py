@@ -37,6 +37,7 @@ class Anomaly(StrEnum):
     INPUT_IMPLAUSIBLE = "input_implausible"
     OUTPUT_MISMATCH = "output_mismatch"
     UNCOVERED = "uncovered"
+    RESUMED = "resumed"
 
 
 class Usage(NamedTuple):

@@ -1,7 +1,8 @@
 """The composition root: Config → opened parts, closed in reverse. The only place that names what is used for what.
 
 A worker is one process with one event loop. Beside the loop run these threads: the recorder (commits), the directory
-(follows the ledger's epoch), discovery (asks upstreams), and the background jobs, which elect one worker each.
+(follows the ledger's epoch), discovery (asks upstreams), checkpoints (of streams in flight), and the background jobs,
+which elect one worker each.
 """
 
 import asyncio
@@ -20,12 +21,13 @@ from uvicorn.server import HANDLED_SIGNALS
 from billing.asking import tls_context
 from billing.config import Config, Upstream
 from billing.errors import ConfigError
-from billing.jobs import Jobs
+from billing.jobs import SHARDS, Jobs
 from billing.ledger import migrate
 from billing.ledger.database import Database
 from billing.tokens.registry import TokenizerRegistry
 from proxy.admit.directory import Directory
 from proxy.admit.purses import Purses
+from proxy.checkpoints import Checkpoints
 from proxy.edge import app as control_plane
 from proxy.edge.protocol import KEEP_ALIVE_S, GatewayProtocol
 from proxy.relay.catalog import Catalog, Server
@@ -40,7 +42,6 @@ from proxy.supervisor import Supervisor
 DRAIN_LOOK_S = 0.05
 TICK_S = 1.0
 BACKLOG = 2048
-SHARDS = 64
 GC_ALLOCATIONS = 50_000
 LAST_BYTES_S = 10
 """How long the error events of stopped streams may take to leave after the grace."""
@@ -155,14 +156,18 @@ async def _opened(config: Config, database: Database) -> AsyncIterator[tuple[Ser
     purses = Purses(database, loop, config.billing.currency)
     terms = Terms(purses, counting, config.limits.default_max_output_tokens)
     services = Services(loop, directory, catalog, recorder, counting, terms, config.gateway.max_body_mb * 2**20)
+    live, checkpointed = services.exchanges, services.checkpointed
+    checkpoints = Checkpoints(database, counting, live, checkpointed, lambda: catalog.models)
     await loop.run_in_executor(None, discovery.ask_once)
     for part in (recorder, purses, directory, discovery, jobs):
         part.start()
+    checkpoints.start(loop)
     try:
         yield services, jobs
     finally:
         await counting.close()
         await recorder.close()
+        await checkpoints.close()
         await purses.close()
         for part in (jobs, discovery, directory):
             await loop.run_in_executor(None, part.stop)

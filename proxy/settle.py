@@ -19,10 +19,11 @@ from typing import NamedTuple
 from billing import clock
 from billing.credit.holds import Part
 from billing.errors import DatabaseAwayError
-from billing.ledger import charges, events, versions
+from billing.ledger import charges, due, events, inflight, versions
 from billing.ledger.accounts import Principal
 from billing.ledger.charges import Charge
 from billing.ledger.database import Connection, Database, DatabaseError, is_away
+from billing.ledger.due import Due
 from billing.limits import RECORD_BATCH_ROWS_MAX, RECORD_QUEUE_ROWS_MAX, TOKENS_PER_EVENT_MAX
 from billing.pricing.quote import Quote
 from billing.usage import Anomaly, Usage, UsageEvent, provable
@@ -43,13 +44,15 @@ Done = Callable[[bool], None]
 class Entry(NamedTuple):
     """One event on its way to the ledger; `done(True)` is called on the event loop once it is durable.
 
-    `credit` is what pays for a prepaid customer's event, None for everybody else's.
+    `credit` is what pays for a prepaid customer's event, None for everybody else's. `is_checkpointed`: a checkpoint may
+    be in the ledger, and if this worker was taken for dead, an event made of it.
     """
 
     event: UsageEvent
     quote: Quote
     done: Done
     credit: tuple[Part, ...] | None = None
+    is_checkpointed: bool = False
 
 
 def judged(reported: Usage, output_tokens_max: int | None) -> tuple[Usage, str | None]:
@@ -197,17 +200,23 @@ class Recorder:
         with self._database.writing_on(self._held) as conn:
             for ref in sorted(new):  # in one order, so that two workers can not deadlock
                 versions.store_quote(conn, new[ref])
-            if is_retry:  # the answer of an earlier commit may have been lost on its way
-                rows = events.absent(conn, rows)
-            losses = self._append(conn, rows, batch) if rows else ()
+            if is_retry or any(entry.is_checkpointed for entry in batch):
+                losses = self._append_unrecorded(conn, batch)
+            else:
+                losses = self._append(conn, rows, batch) if rows else ()
         self._stored_refs.update(new)
         for loss in losses:
             log.error("credit.uncovered", extra={"event": loss.adjusts, "amount_pico": -loss.amount_pico})
 
+    def _append_unrecorded(self, conn: Connection, batch: list[Entry]) -> Sequence[UsageEvent]:
+        """Append what is not there: the answer of an earlier commit may be lost, or a checkpoint was recovered."""
+        dues = [Due(entry.event, entry.quote, entry.credit) for entry in batch]
+        return due.append(conn, inflight.resolved(conn, dues), self._shard, clock.now())
+
     def _append(self, conn: Connection, rows: list[UsageEvent], batch: list[Entry]) -> Sequence[UsageEvent]:
         """Append the events, and charge the prepaid ones to credit; return what had to be written off."""
-        due = [Charge(entry.event, entry.credit) for entry in batch if entry.credit is not None]
-        if due:
-            return charges.append(conn, rows, due, self._shard, clock.now())
+        charged = [Charge(entry.event, entry.credit) for entry in batch if entry.credit is not None]
+        if charged:
+            return charges.append(conn, rows, charged, self._shard, clock.now())
         events.append(conn, rows, self._shard)
         return ()

@@ -21,6 +21,8 @@ because nothing may query behind the reader's back, and the hot insert binds a N
     disputes    disputed payments: what froze whom
     leases      slices of credit that workers hold
     charges     usage that credit pays for: the event and what it takes from leases, in one transaction
+    due         an event that is not recorded yet, also as the text that checkpoints and the spool keep
+    inflight    checkpoints of streams in flight, and what becomes of them when their worker dies
     outbox      rollup deltas → meter_batches and carry
     standings   where each customer stands with Stripe: units sent, unsent, carried
     inbox       stripe_events: stored before the 200, worked off in the background

@@ -446,6 +446,31 @@ credit_charges = Table(
     sqlite_with_rowid=False,
 )
 
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("started_at", BIG, nullable=False),
+    Column("seen_at", BIG, nullable=False),
+    sqlite_strict=True,
+)
+
+inflight = Table(
+    "inflight",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("worker_id", ID, ForeignKey("workers.id"), nullable=False, index=True),
+    Column("customer_id", ID, nullable=False),
+    Column("checkpointed_at", BIG, nullable=False),
+    Column("input_tokens", BIG, nullable=False),
+    Column("output_tokens", BIG, nullable=False),
+    Column("amount_pico", BIG, nullable=False),
+    Column("due", Text, nullable=False),
+    CheckConstraint("input_tokens >= 0 AND output_tokens >= 0 AND amount_pico >= 0", name="not_negative"),
+    sqlite_strict=True,
+)
+
 audit_log = Table(
     "audit_log",
     metadata,

@@ -16,6 +16,7 @@ with `echo` shows its prompt, too, which is not subtracted.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 from billing.tokens.cuts import last_cut
@@ -52,16 +53,17 @@ class Piece:
 class OutputTally:
     """The answers of one response, by choice. Always count one tally with the same vocabulary.
 
-    One thread may add while one other counts (a checkpoint, off the event loop).
+    One thread may add while others count (a checkpoint and the end of a cut stream, off the event loop).
 
     `has_stop_texts`: the request has `stop`, so that an answer may end without an end-of-sequence token.
     """
 
-    __slots__ = ("_choices", "_has_stop_texts", "deltas")
+    __slots__ = ("_choices", "_counting", "_has_stop_texts", "deltas")
 
     def __init__(self, *, has_stop_texts: bool = False) -> None:
         self.deltas = 0
         self._choices: dict[int, _Choice] = {}
+        self._counting = Lock()
         self._has_stop_texts = has_stop_texts
 
     def add(self, index: int, reasoning: str = "", content: str = "", tool: str = "", *, calls: int = 0) -> None:
@@ -93,11 +95,13 @@ class OutputTally:
 
     def output_tokens(self, vocabulary: Vocabulary) -> int:
         """All tokens generated so far, reasoning included."""
-        return sum(choice.output_tokens(vocabulary) for choice in list(self._choices.values()))
+        with self._counting:
+            return sum(choice.output_tokens(vocabulary) for choice in list(self._choices.values()))
 
     def reasoning_tokens(self, vocabulary: Vocabulary) -> int:
         """The part that is reasoning, without the token that closes it (as vLLM reports it)."""
-        return sum(choice.reasoning.count(vocabulary) for choice in list(self._choices.values()))
+        with self._counting:
+            return sum(choice.reasoning.count(vocabulary) for choice in list(self._choices.values()))
 
     def _choice(self, index: int) -> "_Choice":
         choice = self._choices.get(index)

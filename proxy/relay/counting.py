@@ -59,7 +59,7 @@ class Counting:
         """
 
         def count() -> int:
-            return count_prompt(self._vocabulary(ask.model), ask.endpoint, ask.body, nfc=False)
+            return count_prompt(self.vocabulary(ask.model), ask.endpoint, ask.body, nfc=False)
 
         def report(finished: asyncio.Future[int]) -> None:
             self._under_way.discard(finished)
@@ -93,7 +93,7 @@ class Counting:
         self._threads.shutdown()
 
     def _count(self, cut: Cut) -> Usage:
-        vocabulary = self._vocabulary(cut.ask.model)
+        vocabulary = self.vocabulary(cut.ask.model)
         prompt = _ask_upstream(cut.server, cut.ask)
         if prompt is None:
             nfc = server_normalizes(cut.server.kind)
@@ -101,7 +101,8 @@ class Counting:
         output = cut.tally.output_tokens(vocabulary)
         return Usage(prompt, output, reasoning_tokens=min(output, cut.tally.reasoning_tokens(vocabulary)))
 
-    def _vocabulary(self, model: str) -> Vocabulary:
+    def vocabulary(self, model: str) -> Vocabulary:
+        """Return a model's vocabulary, or the built-in one where it has none that can be read."""
         try:
             return self._registry.vocabulary(model)
         except VocabularyError as error:

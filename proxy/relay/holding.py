@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from billing.credit.holds import Need, Part
+from billing.credit.holds import Need, Part, spread
 from billing.money import Pico, amount_number
 from billing.pricing.quote import Quote
 from proxy.admit.purse import Hold
@@ -133,6 +133,12 @@ class Holding:
         hold, self._hold, self._is_closed = self._hold, None, True
         assert hold is not None, "what was not held was not sent"
         return self._terms.purses.settle(self._customer_id, hold, amount)
+
+    def parts_of(self, amount: int) -> tuple[Part, ...]:
+        """Return where an amount lies now, without ending the hold. Any thread may call it."""
+        hold = self._hold
+        held = () if hold is None else (Part(piece.lease_id, Pico(share)) for piece, share in hold.parts)
+        return spread(amount, held)[0]
 
     def close(self) -> None:
         """Give the hold up, if there is one: the request costs nothing."""

@@ -33,6 +33,7 @@ class Services:
     terms: "Terms"
     body_bytes_max: int
     exchanges: "set[Exchange]" = field(default_factory=set)
+    checkpointed: set[str] = field(default_factory=set)
     is_shutting_down: bool = False
     refusals: Counter[str] = field(default_factory=Counter)
     upstream_errors: Counter[int] = field(default_factory=Counter)

@@ -9,11 +9,13 @@ answer that costs something. What admission took (the key's place, the upstream'
 
 from billing import clock, ids
 from billing.ledger.accounts import Principal
+from billing.ledger.due import Due
 from billing.money import Pico, amount_number, format_amount
 from billing.pricing.quote import Quote
 from billing.tokens.counting import OutputTally
 from billing.usage import CountSource, Outcome, Usage, UsageEvent
 from proxy.admit import limits
+from proxy.checkpoints import Progress
 from proxy.meter import choose
 from proxy.meter.reading import with_cost
 from proxy.meter.steps import Settle
@@ -79,11 +81,11 @@ class Settlement:
         self._answer_status = 0
         self._answer_headers: fields.Headers = []
         self._body: list[bytes] = []
-        self._first_token_at: int | None = None
+        self._first_token_at: clock.Instant | None = None
         self._settled: Settle | None = None
         self._refusal: Refusal | None = None
         self._outcome = Outcome.COMPLETED
-        self._started_at = self._finished_at = 0
+        self._started_at = self._finished_at = clock.Instant(0)
         self._ask: requests.Ask
         self._forwarded: requests.Forwarded
         self._event: UsageEvent
@@ -131,12 +133,20 @@ class Settlement:
         return reader.delivered(b"".join(self._body), has_stop_texts=self._ask.has_stop_texts)
 
     def _record(self, reported: Usage, source: CountSource) -> None:
+        event = self._event = self._bill(reported, source, self._outcome, self._finished_at)
+        credit = self._holding.settle(event.amount_pico) if self._holding is not None else None
+        self._release(tokens=event.input_tokens + event.output_tokens)
+        is_checkpointed = self.request_id in self._services.checkpointed
+        assert self._quote is not None, "admitted"
+        self._services.recorder.submit(Entry(event, self._quote, self._recorded, credit, is_checkpointed))
+
+    def _bill(self, reported: Usage, source: CountSource, outcome: Outcome, at: clock.Instant) -> UsageEvent:
         quote, principal, server = self._quote, self._principal, self._server
         assert quote is not None, "admitted"
         assert principal is not None, "admitted"
         assert server is not None, "dialled"
         usage, anomaly = judged(reported, self._ask.limit_on(server.kind))
-        event = self._event = UsageEvent(
+        return UsageEvent(
             id=self.request_id,
             customer_id=principal.customer_id,
             api_key_id=principal.key_id,
@@ -146,8 +156,8 @@ class Settlement:
             endpoint=self._path,
             started_at=self._started_at,
             first_token_at=self._first_token_at,
-            finished_at=self._finished_at,
-            outcome=self._outcome.value,
+            finished_at=at,
+            outcome=outcome.value,
             http_status=self._answer_status or _CLIENT_CLOSED_STATUS,
             count_source=source.value,
             input_tokens=usage.input_tokens,
@@ -157,12 +167,31 @@ class Settlement:
             cost_pico=quote.cost.charge(usage),
             amount_pico=quote.price.charge(usage),
             price_ref=quote.ref,
-            window_start=window_start(principal, self._finished_at),
+            window_start=window_start(principal, at),
             anomaly=anomaly,
         )
-        credit = self._holding.settle(event.amount_pico) if self._holding is not None else None
-        self._release(tokens=usage.input_tokens + usage.output_tokens)
-        self._services.recorder.submit(Entry(event, quote, self._recorded, credit))
+
+    # checkpoints (`proxy/checkpoints.py`)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more becomes of this request: it is recorded, or costs nothing."""
+        return self._phase is Phase.DELIVERED
+
+    def progress(self) -> Progress | None:
+        """Return what a stream has delivered so far; None before its first token, and for what is no stream."""
+        meter, since = self._meter, self._first_token_at
+        if self._phase is not Phase.RELAYING or meter is None or since is None:
+            return None
+        known, delivered = meter.known_usage(), meter.delivered()
+        return None if known is None and delivered.is_empty else Progress(self._ask, since, known, delivered)
+
+    def checkpoint(self, usage: Usage, source: CountSource, at: clock.Instant) -> Due:
+        """Return what is recorded if this worker dies now. Any thread may call it, once there is progress."""
+        event = self._bill(usage, source, Outcome.INTERRUPTED, at)
+        assert self._quote is not None, "admitted"
+        credit = self._holding.parts_of(event.amount_pico) if self._holding is not None else None
+        return Due(event, self._quote, credit)
 
     def _recorded(self, is_durable: bool) -> None:  # noqa: FBT001 -- the recorder's only news
         """Send the last bytes: the event that bills them is durable now."""

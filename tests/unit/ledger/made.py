@@ -4,6 +4,8 @@ from typing import Any
 
 from billing import clock, ids
 from billing.clock import Instant
+from billing.money import Pico, PicoPerToken
+from billing.pricing.quote import Quote, UnitPrices
 from billing.usage import UsageEvent
 
 PRICE_REF = "quote"
@@ -35,3 +37,20 @@ def event(when: Instant, **given: Any) -> UsageEvent:
         "window_start": clock.hour_start(when),
     }
     return UsageEvent(**{**values, **given})
+
+
+def quote() -> Quote:
+    """A quote at the prices that make `event` cost what it does."""
+    cost, price = (
+        UnitPrices(PicoPerToken(inward), PicoPerToken(inward), PicoPerToken(outward), PicoPerToken(outward), Pico(0))
+        for inward, outward in ((30_000, 120_000), (39_000, 156_000))
+    )
+    return Quote.of(
+        model="qwen3.5-9b",
+        currency="usd",
+        cost_rate_id="rate_1",
+        margin_rule_id=None,
+        margin="30%",
+        cost=cost,
+        price=price,
+    )

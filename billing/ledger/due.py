@@ -1,0 +1,92 @@
+"""A usage event that is not in the ledger yet, and all that its recording needs: also as a text that outlives us.
+
+The text is what a checkpoint and the spool keep. It holds counts, ids and prices, and never a prompt or an answer
+(I10). Fields that a later release added and this one does not know are left out when it is read; those that it lacks
+have their defaults.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, NamedTuple
+
+import orjson
+import sqlalchemy as sa
+
+from billing.clock import Instant
+from billing.credit.holds import Part
+from billing.ledger import charges, events, schema, versions
+from billing.ledger.charges import Charge
+from billing.money import Pico
+from billing.pricing.quote import UNITS, Quote, UnitPrices
+from billing.usage import UsageEvent
+
+
+class Due(NamedTuple):
+    """An event, the quote that priced it, and what pays for it: parts of leases, None unless it is prepaid."""
+
+    event: UsageEvent
+    quote: Quote
+    credit: tuple[Part, ...] | None = None
+
+
+def append(conn: sa.Connection, dues: Sequence[Due], shard: int, at: Instant) -> Sequence[UsageEvent]:
+    """Record what is due, and charge the prepaid part of it to credit; return what had to be written off.
+
+    A correction of an interrupted event is noted among the adjustments, like any other.
+    """
+    rows = [due.event for due in dues]
+    _note(conn, [event for event in rows if event.adjusts is not None], at)
+    prepaid = [Charge(due.event, due.credit) for due in dues if due.credit is not None]
+    if prepaid:
+        return charges.append(conn, rows, prepaid, shard, at)
+    if rows:
+        events.append(conn, rows, shard)
+    return ()
+
+
+def _note(conn: sa.Connection, corrections: Sequence[UsageEvent], at: Instant) -> None:
+    table = schema.adjustments
+    for event in corrections:
+        before = sa.select(sa.func.coalesce(sa.func.max(table.c.seq), 0)).where(table.c.adjusts == event.adjusts)
+        row = {
+            "event_id": event.id,
+            "adjusts": event.adjusts,
+            "seq": conn.execute(before).scalar_one() + 1,
+            "run_key": event.id,
+            "change": event.anomaly,
+            "reason": "its worker was taken for dead, and went on",
+            "actor": "gateway",
+            "at": at,
+            "credit_pico": 0,
+        }
+        conn.execute(sa.insert(table), row)
+
+
+def store_quotes(conn: sa.Connection, quotes: Iterable[Quote]) -> None:
+    """Keep the quotes, in the order of their refs, so that two workers can not deadlock."""
+    by_ref = {quote.ref: quote for quote in quotes}
+    for ref in sorted(by_ref):
+        versions.store_quote(conn, by_ref[ref])
+
+
+def to_text(due: Due) -> str:
+    """Write it as JSON; whole numbers of up to 63 bits are exact."""
+    credit = None if due.credit is None else [[part.lease_id, part.amount] for part in due.credit]
+    return orjson.dumps({"event": due.event._asdict(), "quote": asdict(due.quote), "credit": credit}).decode()
+
+
+def from_text(text: str) -> Due:
+    """Read what `to_text` wrote."""
+    raw = orjson.loads(text)
+    quote = _known(raw["quote"], [field.name for field in fields(Quote)])
+    prices = {name: UnitPrices(**_known(quote[name], UNITS)) for name in ("cost", "price")}
+    credit = raw["credit"]
+    return Due(
+        event=UsageEvent(**_known(raw["event"], UsageEvent._fields)),
+        quote=Quote(**{**quote, **prices}),
+        credit=None if credit is None else tuple(Part(lease_id, Pico(amount)) for lease_id, amount in credit),
+    )
+
+
+def _known(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: given[name] for name in names if name in given}
