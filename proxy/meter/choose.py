@@ -12,6 +12,7 @@ from billing.tokens.counting import OutputTally
 from billing.usage import Usage
 from proxy.meter import embeddings, endpoints, messages, ollama, responses, whole
 from proxy.meter.flow import CostOf
+from proxy.meter.framing import StreamError
 from proxy.meter.gathered import Gatherer
 from proxy.meter.messages import MessagesMeter
 from proxy.meter.ollama import OllamaMeter
@@ -95,6 +96,21 @@ def stream_meter(plan: Plan, content_type: bytes) -> Meter:
         adds_outputs=plan.reports_each_output,
         has_stop_texts=plan.has_stop_texts,
     )
+
+
+def unnamed_stream(plan: Plan, body: bytes) -> Meter | None:
+    """Return a meter that has read a whole body which is a stream though its content type said otherwise.
+
+    None if it is no stream of events, or one without text and report: then it is what it says.
+    """
+    if b"data:" not in body or plan.endpoint in endpoints.PROMPT_ONLY:
+        return None
+    meter = stream_meter(plan, _EVENTS)
+    try:
+        meter.receive(body)
+    except StreamError:
+        return None
+    return None if meter.known_usage() is None and meter.delivered().is_empty else meter
 
 
 def whole_reader(endpoint: str) -> Whole:

@@ -31,7 +31,7 @@ def told_of(line: dict[str, Any]) -> Told | None:
     """Return what the last line of an answer reports, None for any other line."""
     if line.get("done") is not True:
         return None
-    if line.get("done_reason") in _IDLE_REASONS:
+    if string(line.get("done_reason")) in _IDLE_REASONS:
         return IDLE
     return Told(
         input_tokens=count(line.get("prompt_eval_count")),

@@ -143,9 +143,18 @@ class Exchange(Settlement):
         if self._ask.outputs.total > 1:
             self._server.recognise(headers)
         content_type = fields.content_type(headers)
-        if status != 200 or not choose.is_stream(self._path, content_type):
+        if not 200 <= status < 300 or not choose.is_stream(self._path, content_type):
             return
-        plan = choose.Plan(
+        self._meter = choose.stream_meter(self._plan(), content_type)
+        if self._forwarded.gathers:
+            return
+        self._head_sent = True
+        framing = b"transfer-encoding: chunked\r\n" if self._client.has_chunks else b""
+        self._client.send(fields.response_head(status, headers, self._added(framing)))
+
+    def _plan(self) -> choose.Plan:
+        assert self._server is not None, "it answers"
+        return choose.Plan(
             endpoint=self._path,
             cost_of=self._cost_of if self._ask.wants_usage else None,
             has_stop_texts=self._ask.has_stop_texts,
@@ -154,12 +163,6 @@ class Exchange(Settlement):
             reports_each_output=self._server.reports_each_output,
             gathers=self._forwarded.gathers,
         )
-        self._meter = choose.stream_meter(plan, content_type)
-        if self._forwarded.gathers:
-            return
-        self._head_sent = True
-        framing = b"transfer-encoding: chunked\r\n" if self._client.has_chunks else b""
-        self._client.send(fields.response_head(status, headers, self._added(framing)))
 
     def data(self, data: bytes) -> None:
         """Meter a part of the answer and pass it on."""
@@ -207,7 +210,14 @@ class Exchange(Settlement):
             self._settle(settled)
 
     def _settled_whole(self) -> Settle:
-        settled = choose.whole_reader(self._path).settle(b"".join(self._body))
+        body = b"".join(self._body)
+        settled = choose.whole_reader(self._path).settle(body)
+        if settled.usage is None and (self._ask.streams or self._forwarded.gathers):
+            meter = choose.unnamed_stream(self._plan(), body)
+            if meter is not None:  # the official SDKs read what they asked for, whatever its content type says
+                self._meter = meter
+                settled = meter.finish()
+                return settled if self._forwarded.gathers else settled._replace(raw=body)
         assert self._server is not None, "it answers"
         if self._ask.outputs.total > 1 and self._server.reports_each_output:
             return settled._replace(usage=None)  # that is the first output's alone; it was not known to be llama.cpp

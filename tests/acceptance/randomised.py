@@ -188,13 +188,21 @@ def _completion(dice: random.Random, number: int) -> Case:
 def _response(dice: random.Random, number: int) -> Case:
     sampling = _sampling(dice, "max_output_tokens")
     sampling.pop("stop", None)
-    texts: Any = dice.choice(TEXTS) if dice.random() < 0.6 else _messages(dice)
+    texts: Any = dice.choice(TEXTS) if dice.random() < 0.6 else [_item(message) for message in _messages(dice)]
     body = {"model": MODEL, "input": texts, **_some(dice, 0.6, stream=True), **sampling}
     body |= _some(dice, 0.3, instructions=dice.choice(TEXTS))
     has_tools = "logit_bias" not in body and dice.random() < 0.15
     if has_tools:
         body |= {"tools": [{"type": "function", **TOOL}], "logit_bias": {str(TOOL_CALL_TOKEN): 20}}
     return Case(number, RESPONSES, body, has_tools=has_tools)
+
+
+def _item(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as an item of `/v1/responses`, whose parts have other names."""
+    kind = "output_text" if message["role"] == "assistant" else "input_text"
+    content = message["content"]
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    return {"type": "message", "role": message["role"], "content": [{"type": kind, "text": text} for text in parts]}
 
 
 def _message(dice: random.Random, number: int) -> Case:

@@ -478,6 +478,32 @@ def test_an_upstreams_headers_pass_but_for_those_of_the_hop_and_those_that_are_o
     assert answer.header("x-weir-amount") == "0.000000741000 usd"
 
 
+@pytest.mark.parametrize("status", [201, 203, 299])
+def test_every_success_is_metered(gateway: Gateway, fake: FakeUpstream, status: int) -> None:
+    """Found by fuzzing: only of a 200 was the stream read."""
+    head, *rest = streamed("a", "b", completion=2)
+    script_chat(fake, Send(head.data.replace(b"200 OK", b"%d Fine" % status)), *rest)
+    answer = ask(gateway, request(gateway.key, body(stream=True)))
+    assert answer.status == status
+    assert gateway.event(answer.id)["output_tokens"] == 2
+
+
+@pytest.mark.parametrize("kind", [b"", b"Content-Type: text/plain\r\n", b"Content-Type: application/json\r\n"])
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "cut"])
+def test_a_stream_that_does_not_say_so_is_billed(
+    gateway: Gateway, fake: FakeUpstream, kind: bytes, is_whole: bool
+) -> None:
+    """Found by fuzzing: a client that asked for a stream reads it, whatever its content type says."""
+    raw = b"".join(step.data for step in streamed(ANSWER, completion=28) if b"HTTP/1.1" not in step.data)
+    if not is_whole:
+        raw = raw[: raw.index(b"0\r\n\r\n") - len(b"e\r\ndata: [DONE]\n\n\r\n")] + b"0\r\n\r\n"
+    script_chat(fake, Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n%b\r\n" % kind + raw))
+    answer = ask(gateway, request(gateway.key, body(stream=True)))
+    assert (answer.status, b"Hello" in answer.body) == (200, True)
+    row = gateway.event(answer.id)
+    assert row["output_tokens"] == 28
+
+
 def test_an_upstreams_trailers_are_dropped(gateway: Gateway, fake: FakeUpstream) -> None:
     whole = plain(completion=2).data.partition(b"\r\n\r\n")[2]
     answered = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"

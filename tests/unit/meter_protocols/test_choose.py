@@ -5,7 +5,7 @@ import pytest
 from billing.tokens.vocabulary import Vocabulary
 from billing.usage import Usage
 from proxy.meter import choose, embeddings, endpoints, messages, ollama, responses, whole
-from proxy.meter.choose import Meter, Plan, is_stream, stream_meter, whole_reader
+from proxy.meter.choose import Meter, Plan, is_stream, stream_meter, unnamed_stream, whole_reader
 from proxy.meter.gathered import Gatherer
 from proxy.meter.messages import MessagesMeter
 from proxy.meter.ollama import OllamaMeter
@@ -41,6 +41,33 @@ def test_a_stream_is_read_by_its_protocols_meter(endpoint: str, content_type: by
 def test_json_is_no_stream_however_it_was_asked_for(endpoint: str) -> None:
     """Errors and short answers come whole."""
     assert not is_stream(endpoint, JSON)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name"),
+    [
+        (endpoints.CHAT, "chat_stream_include_usage"),
+        (endpoints.COMPLETIONS, "completions_stream"),
+        (endpoints.RESPONSES, "responses_stream"),
+        (endpoints.MESSAGES, "messages_stream"),
+    ],
+)
+def test_a_stream_that_does_not_say_so_is_read_as_one(endpoint: str, name: str) -> None:
+    stream = body(f"{LLAMA}/{name}")
+    meter = unnamed_stream(Plan(endpoint), stream)
+    assert meter is not None
+    usage = meter.finish().usage
+    assert usage is not None
+    assert usage.output_tokens > 0
+    cut_off = unnamed_stream(Plan(endpoint), stream[: len(stream) // 2])
+    assert cut_off is not None
+    assert not cut_off.delivered().is_empty
+
+
+@pytest.mark.parametrize("endpoint", sorted(endpoints.ALL))
+@pytest.mark.parametrize("text", [b"", b"<p>data: none</p>", b'{"text":"data: x"}', b"data: {}\n\n", b"data: {\n\n"])
+def test_what_is_no_stream_is_not_read_as_one(endpoint: str, text: bytes) -> None:
+    assert unnamed_stream(Plan(endpoint), text) is None
 
 
 @pytest.mark.parametrize("endpoint", sorted(endpoints.PROMPT_ONLY))

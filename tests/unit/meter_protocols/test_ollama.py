@@ -44,6 +44,14 @@ def test_the_last_line_reports_and_is_held(counts: dict[str, int], expected: Usa
     assert (settled.usage, settled.raw, settled.is_error, settled.reported) == (expected, last, False, None)
 
 
+@pytest.mark.parametrize("reason", [{}, [], None, 1, "stop"])
+def test_a_reason_that_is_none_breaks_nothing(reason: object) -> None:
+    """Found by fuzzing: a reason that can not be hashed ended the request without an answer."""
+    meter = OllamaMeter()
+    meter.receive(TEXTS + line(last_line(**COUNTS) | {"done_reason": reason}))
+    assert meter.finish().usage == Usage(13, 44)
+
+
 def test_generate_reports_alike() -> None:
     """Its text is elsewhere, its counts are not."""
     reads = [line(generated("Hello")), line(generated("!")), line(generated("", done=True, context=[1, 2], **COUNTS))]
