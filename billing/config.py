@@ -8,6 +8,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo, available_timezones
@@ -131,6 +132,40 @@ class Dunning(_Section):
     action: Literal["suspend", "none"] = "suspend"
 
 
+class Audit(_Section):
+    """Whether a server's counts are true: the share of requests that is recounted, and what follows a mismatch.
+
+    `sample` is a percentage ("1%", "0.5%") or a share ("0.01"); a plain number above 1 is a percentage, too.
+    """
+
+    sample: Decimal = Decimal("0.01")
+    on_mismatch: Literal["flag", "clamp"] = "flag"
+
+    @field_validator("sample", mode="before")
+    @classmethod
+    def _is_share(cls, value: object) -> Decimal:
+        text = str(value).strip()  # a float's text is the decimal that was written
+        number = text.removesuffix("%").strip()
+        try:
+            share = Decimal(number)
+        except InvalidOperation:
+            raise ValueError('must be a percentage such as "1%"') from None
+        is_percentage = share.is_finite() and (number != text or share > 1)
+        if not share.is_finite() or not 0 <= share <= (100 if is_percentage else 1):
+            raise ValueError("must lie between 0% and 100%")
+        return share.scaleb(-2) if is_percentage else share
+
+    @property
+    def sample_ppm(self) -> int:
+        """The share in millionths, rounded down; what is above 0 is at least 1."""
+        return max(int(self.sample * 1_000_000), int(self.sample > 0))
+
+    @property
+    def clamps_output(self) -> bool:
+        """Whether an output that is reported far too large is billed as counted."""
+        return self.on_mismatch == "clamp"
+
+
 class Limits(_Section):
     """What a key without limits of its own may do; 0 means no limit."""
 
@@ -150,6 +185,7 @@ class Config(_Section):
     stripe: Stripe = Stripe()
     dunning: Dunning = Dunning()
     limits: Limits = Limits()
+    audit: Audit = Audit()
 
     @field_validator("upstreams")
     @classmethod

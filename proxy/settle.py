@@ -55,11 +55,14 @@ class Entry(NamedTuple):
     is_checkpointed: bool = False
 
 
-def judged(reported: Usage, output_tokens_max: int | None) -> tuple[Usage, str | None]:
-    """Return the provable part of a reported usage, and the names of what was wrong, None if nothing was."""
+def judged(reported: Usage, output_tokens_max: int | None, found: tuple[Anomaly, ...] = ()) -> tuple[Usage, str | None]:
+    """Return the provable part of a reported usage, and the names of what was wrong, None if nothing was.
+
+    `found` is what a count had found before (`proxy/relay/doubt.py`).
+    """
     limit = TOKENS_PER_EVENT_MAX if output_tokens_max is None else min(output_tokens_max, TOKENS_PER_EVENT_MAX)
     usage, anomalies = provable(reported, limit)
-    names = [anomaly.value for anomaly in anomalies]
+    names = [anomaly.value for anomaly in (*anomalies, *found)]
     if usage.input_tokens > TOKENS_PER_EVENT_MAX:
         cached = min(usage.cached_input_tokens, TOKENS_PER_EVENT_MAX)
         usage = Usage(TOKENS_PER_EVENT_MAX, usage.output_tokens, cached, usage.reasoning_tokens)

@@ -103,6 +103,10 @@ class OutputTally:
         with self._counting:
             return sum(choice.reasoning.count(vocabulary) for choice in list(self._choices.values()))
 
+    def tool_tokens(self, vocabulary: Vocabulary) -> int:
+        """The part that is names and arguments of tool calls, without the markup around them."""
+        return sum(choice.tool.count(vocabulary) for choice in list(self._choices.values()))
+
     def _choice(self, index: int) -> "_Choice":
         choice = self._choices.get(index)
         if choice is None:

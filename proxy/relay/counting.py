@@ -1,8 +1,9 @@
-"""Counting what the upstream did not count, off the event loop: for cut streams and for servers without usage.
+"""Counting off the event loop: what the upstream did not count, and what it counted too well.
 
-The prompt is asked of the upstream first, where it has a route for that (llama.cpp and vLLM:
-`/v1/chat/completions/input_tokens`, templates applied, measured), then counted on the model's own vocabulary. What was
-delivered is counted on that vocabulary (`billing/tokens/counting.py`).
+The prompt of a cut stream is asked of the upstream first, where it has a route for that and so applies its own chat
+template (`inquiry.py`), then counted on the model's own vocabulary. What was delivered is counted on that vocabulary
+(`billing/tokens/counting.py`). A report that can hardly be true is counted on our side alone (`recount`): only the text
+that the server's template makes is taken from it, never its numbers.
 """
 
 import asyncio
@@ -10,26 +11,25 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from billing import asking
-from billing.address import parse
 from billing.tokens.counting import OutputTally
 from billing.tokens.errors import VocabularyError
-from billing.tokens.prompt import count_prompt
+from billing.tokens.prompt import count_prompt, media_parts
 from billing.tokens.qwen35 import NAME as BUILT_IN
 from billing.tokens.registry import TokenizerRegistry
-from billing.tokens.vocabulary import Vocabulary, server_normalizes
-from billing.usage import Usage
-from proxy.relay.asks import PROMPT_COUNTERS
+from billing.tokens.vocabulary import Dialect, Vocabulary, server_normalizes
+from billing.usage import Anomaly, Usage
+from proxy.meter.told import KnownOutput
+from proxy.relay import doubt, inquiry
 from proxy.relay.catalog import Server
 from proxy.relay.request import Ask
 
-ASK_TIMEOUT_S = 2
 THREADS = 2
-_COUNTING_KINDS = ("llamacpp", "vllm")
+SHORT_BYTES_MAX = 2_048
+"""What may be counted on the event loop, where a doubtful stream shows its price."""
 
 log = logging.getLogger("weir.counting")
 
@@ -43,12 +43,32 @@ class Cut:
     tally: OutputTally
 
 
-class Counting:
-    """Counts cuts on threads of its own and reports on the event loop."""
+class Claim(NamedTuple):
+    """A report to be compared with a count: what was asked, of whom, what was reported, and how to see what came.
 
-    def __init__(self, registry: TokenizerRegistry, loop: asyncio.AbstractEventLoop) -> None:
+    `delivered` is called once, in another thread: the answer is complete, so that nobody else reads it then.
+    """
+
+    ask: Ask
+    server: Server
+    reported: Usage
+    delivered: Callable[[], OutputTally]
+
+
+Judged = Callable[[Usage, tuple[Anomaly, ...]], None]
+"""Takes what is billed of a report, and what was found wrong with it."""
+
+
+class Counting:
+    """Counts cuts and claims on threads of its own and reports on the event loop."""
+
+    def __init__(
+        self, registry: TokenizerRegistry, loop: asyncio.AbstractEventLoop, *, clamps_output: bool = False
+    ) -> None:
+        """`clamps_output`: an output that is reported far too large is billed as counted, and not only marked."""
         self._registry = registry
         self._loop = loop
+        self._clamps_output = clamps_output
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="weir-counting")
         self._under_way: set[asyncio.Future[Any]] = set()
 
@@ -61,29 +81,42 @@ class Counting:
         def count() -> int:
             return count_prompt(self.vocabulary(ask.model), ask.endpoint, ask.body, nfc=False)
 
-        def report(finished: asyncio.Future[int]) -> None:
+        self._begin(count, done, None)
+
+    def count(self, cut: Cut, done: Callable[[Usage], None]) -> None:
+        """Count; `done` is called on the event loop, always."""
+        # a request that can not be counted must settle all the same; the log says that its count is missing
+        self._begin(lambda: self._count(cut), done, Usage(0, 0))
+
+    def verify(self, claim: Claim, done: Judged) -> None:
+        """Compare a report with a count; `done` is called on the event loop, always (as reported, if it failed)."""
+
+        def compare() -> tuple[Usage, tuple[Anomaly, ...]]:
+            return doubt.judge(claim.reported, self.recount(claim), clamps_output=self._clamps_output)
+
+        self._begin(compare, lambda found: done(*found), (claim.reported, ()))
+
+    def believed(self, claim: Claim, body_bytes: int) -> Usage | None:
+        """Return what `verify` will leave of a reported prompt, at once; None where that would take too long.
+
+        On the event loop, hence short texts alone (0.1 ms), and no question to the server: should its template explain
+        the report, `verify` will find that, and bill as reported.
+        """
+        vocabulary = self._registry.loaded(claim.ask.model)
+        if vocabulary is None or body_bytes > SHORT_BYTES_MAX:
+            return None
+        return doubt.judge(claim.reported, self._counted_prompt(claim, vocabulary), clamps_output=False)[0]
+
+    def _begin(self, count: Callable[[], Any], done: Callable[[Any], None], otherwise: object) -> None:
+        def report(finished: asyncio.Future[Any]) -> None:
             self._under_way.discard(finished)
             fault = finished.exception()
             if fault is not None:
                 log.error("counting.failed", exc_info=fault)
-            done(None if fault is not None else finished.result())
+            done(otherwise if fault is not None else finished.result())
 
         future = self._loop.run_in_executor(self._threads, count)
         self._under_way.add(future)
-        future.add_done_callback(report)
-
-    def count(self, cut: Cut, done: Callable[[Usage], None]) -> None:
-        """Count; `done` is called on the event loop, always."""
-        future = self._loop.run_in_executor(self._threads, self._count, cut)
-        self._under_way.add(future)
-
-        def report(finished: asyncio.Future[Usage]) -> None:
-            self._under_way.discard(finished)
-            fault = finished.exception()
-            if fault is not None:  # the request must settle all the same; the log says that its count is missing
-                log.error("counting.failed", exc_info=fault)
-            done(Usage(0, 0) if fault is not None else finished.result())
-
         future.add_done_callback(report)
 
     async def close(self) -> None:
@@ -94,12 +127,45 @@ class Counting:
 
     def _count(self, cut: Cut) -> Usage:
         vocabulary = self.vocabulary(cut.ask.model)
-        prompt = _ask_upstream(cut.server, cut.ask)
+        prompt = inquiry.prompt_tokens(cut.server, cut.ask)
         if prompt is None:
             nfc = server_normalizes(cut.server.kind)
             prompt = count_prompt(vocabulary, cut.ask.endpoint, cut.ask.body, nfc=nfc)
         output = cut.tally.output_tokens(vocabulary)
         return Usage(prompt, output, reasoning_tokens=min(output, cut.tally.reasoning_tokens(vocabulary)))
+
+    def recount(self, claim: Claim) -> doubt.Counted:
+        """Count what was asked and delivered, where it is ours to count. Blocks: for threads."""
+        ask, reported = claim.ask, claim.reported
+        vocabulary = self.vocabulary(ask.model)
+        found = self._counted_prompt(claim, vocabulary)
+        if doubt.exceeds_input(reported, found):
+            prompt = inquiry.rendered_prompt(claim.server, ask)
+            rendered = 0 if prompt is None else vocabulary.prompt_extra + vocabulary.count(prompt)
+            found = found._replace(input_tokens=max(found.input_tokens or 0, rendered))
+        tally = None if doubt.has_opaque_output(ask) else claim.delivered()
+        if tally is None or isinstance(tally, KnownOutput):
+            return found
+        seen, tools = tally.reasoning_tokens(vocabulary), tally.tool_tokens(vocabulary)
+        hidden = doubt.hidden_output(ask, reported, reasoning_seen=seen, tool_tokens=tools)
+        return found._replace(output_tokens=tally.output_tokens(vocabulary), hidden_tokens=hidden)
+
+    def _counted_prompt(self, claim: Claim, vocabulary: Vocabulary) -> doubt.Counted:
+        """Return our count of a prompt, or the largest that it may have; None where only the server can know."""
+        ask, kind = claim.ask, claim.server.kind
+        is_known = self._registry.choose(ask.model).is_exact and vocabulary.dialect is not Dialect.OTHER
+        found = doubt.Counted(
+            input_tokens=None,
+            output_tokens=None,
+            input_slack=doubt.template_slack(ask, kind, is_known=is_known),
+            output_tokens_max=ask.limit_on(kind),
+        )
+        if doubt.has_opaque_prompt(ask) or media_parts(ask.endpoint, ask.body):
+            return found
+        counted = count_prompt(vocabulary, ask.endpoint, ask.body, nfc=server_normalizes(kind))
+        if doubt.has_templated_fields(ask):
+            counted = max(counted, vocabulary.count(orjson.dumps(ask.body).decode()))
+        return found._replace(input_tokens=counted)
 
     def vocabulary(self, model: str) -> Vocabulary:
         """Return a model's vocabulary, or the built-in one where it has none that can be read."""
@@ -108,19 +174,3 @@ class Counting:
         except VocabularyError as error:
             log.error("counting.vocabulary", extra={"model": model, "error": str(error)})  # noqa: TRY400
             return self._registry.vocabulary(BUILT_IN)
-
-
-def _ask_upstream(server: Server, ask: Ask) -> int | None:
-    """Return the server's own count of the prompt, None if it has no such route or does not answer soon."""
-    route, upstream = PROMPT_COUNTERS.get(ask.endpoint), server.config
-    upstream_model = server.models.get(ask.model, "")
-    if server.kind not in _COUNTING_KINDS or route is None:
-        return None
-    body = orjson.dumps({**ask.body, "model": upstream_model, "stream": False, "stream_options": None})
-    where, key = parse(upstream.url), upstream.api_key
-    reply = asking.ask(
-        where, route, timeout_s=ASK_TIMEOUT_S, bytes_max=65_536, body=body, api_key=key, tls=server.pool.tls
-    )
-    parsed = reply.parsed if reply is not None else None
-    count = parsed.get("input_tokens") if isinstance(parsed, dict) else None
-    return count if isinstance(count, int) and count > 0 else None

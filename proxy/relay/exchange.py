@@ -35,7 +35,6 @@ class Exchange(Settlement):
 
     __slots__ = (
         "_active_at",
-        "_body_bytes",
         "_connection",
         "_is_paused",
         "_request_headers",
@@ -49,7 +48,6 @@ class Exchange(Settlement):
         self._is_paused = False
         self._tried: list[Server] = []
         self._connection: UpstreamConnection | None = None
-        self._body_bytes = 0
         self._active_at = 0.0
         self._tokens_max: int | None = None
 
@@ -168,9 +166,9 @@ class Exchange(Settlement):
         """Meter a part of the answer and pass it on."""
         self._active_at = self._services.loop.time()
         meter = self._meter
+        self._body_bytes += len(data)
         if meter is None:
             self._body.append(data)
-            self._body_bytes += len(data)
             if self._body_bytes > RESPONSE_BODY_BYTES_MAX:
                 self._end(Cause.UPSTREAM_DIED)
             return

@@ -55,4 +55,4 @@ class Services:
         self.tokens["input"] += event.input_tokens
         self.tokens["output"] += event.output_tokens
         if event.anomaly is not None:
-            self.anomalies[event.anomaly] += 1
+            self.anomalies.update(event.anomaly.split(","))

@@ -13,17 +13,18 @@ from billing.ledger.due import Due
 from billing.money import Pico, amount_number, format_amount
 from billing.pricing.quote import Quote
 from billing.tokens.counting import OutputTally
-from billing.usage import CountSource, Outcome, Usage, UsageEvent
+from billing.usage import Anomaly, CountSource, Outcome, Usage, UsageEvent
 from proxy.admit import limits
 from proxy.checkpoints import Progress
 from proxy.meter import choose
 from proxy.meter.reading import with_cost
 from proxy.meter.steps import Settle
+from proxy.relay import doubt
 from proxy.relay import headers as fields
 from proxy.relay import request as requests
 from proxy.relay.catalog import Server
 from proxy.relay.client import Client
-from proxy.relay.counting import Cut
+from proxy.relay.counting import Claim, Cut
 from proxy.relay.holding import Holding
 from proxy.relay.lifecycle import Phase
 from proxy.relay.refusals import Refusal
@@ -44,6 +45,7 @@ class Settlement:
         "_answer_status",
         "_ask",
         "_body",
+        "_body_bytes",
         "_client",
         "_event",
         "_finished_at",
@@ -81,6 +83,7 @@ class Settlement:
         self._answer_status = 0
         self._answer_headers: fields.Headers = []
         self._body: list[bytes] = []
+        self._body_bytes = 0
         self._first_token_at: clock.Instant | None = None
         self._settled: Settle | None = None
         self._refusal: Refusal | None = None
@@ -119,10 +122,14 @@ class Settlement:
     def _finish_with(self, outcome: Outcome, usage: Usage | None) -> None:
         self._outcome = outcome
         self._finished_at = clock.now()
-        if usage is not None:
-            self._record(usage, CountSource.UPSTREAM)
-            return
         assert self._server is not None, "it was dialled"
+        if usage is not None:
+            if self._is_doubtful(usage):
+                claim = Claim(self._ask, self._server, usage, self._delivered)
+                self._services.counting.verify(claim, self._record_judged)
+            else:
+                self._record(usage, CountSource.UPSTREAM)
+            return
         cut = Cut(self._ask, self._server, self._delivered())
         self._services.counting.count(cut, lambda counted: self._record(counted, CountSource.COUNTED))
 
@@ -132,20 +139,36 @@ class Settlement:
         reader = choose.whole_reader(self._path)
         return reader.delivered(b"".join(self._body), has_stop_texts=self._ask.has_stop_texts)
 
-    def _record(self, reported: Usage, source: CountSource) -> None:
-        event = self._event = self._bill(reported, source, self._outcome, self._finished_at)
+    def _is_doubtful(self, usage: Usage) -> bool:
+        if doubt.doubts_input(usage, self._ask, len(self._forwarded.raw)):
+            return True
+        return doubt.doubts_output(usage, self._body_bytes, is_stream=self._meter is not None)
+
+    def _record_judged(self, usage: Usage, found: tuple[Anomaly, ...]) -> None:
+        """Record a report that was doubtful and has been compared with a count."""
+        self._record(usage, CountSource.UPSTREAM, found)
+
+    def _record(self, reported: Usage, source: CountSource, found: tuple[Anomaly, ...] = ()) -> None:
+        event = self._event = self._bill(reported, source, self._outcome, self._finished_at, found)
         credit = self._holding.settle(event.amount_pico) if self._holding is not None else None
         self._release(tokens=event.input_tokens + event.output_tokens)
         is_checkpointed = self.request_id in self._services.checkpointed
         assert self._quote is not None, "admitted"
         self._services.recorder.submit(Entry(event, self._quote, self._recorded, credit, is_checkpointed))
 
-    def _bill(self, reported: Usage, source: CountSource, outcome: Outcome, at: clock.Instant) -> UsageEvent:
+    def _bill(
+        self,
+        reported: Usage,
+        source: CountSource,
+        outcome: Outcome,
+        at: clock.Instant,
+        found: tuple[Anomaly, ...] = (),
+    ) -> UsageEvent:
         quote, principal, server = self._quote, self._principal, self._server
         assert quote is not None, "admitted"
         assert principal is not None, "admitted"
         assert server is not None, "dialled"
-        usage, anomaly = judged(reported, self._ask.limit_on(server.kind))
+        usage, anomaly = judged(reported, self._ask.limit_on(server.kind), found)
         return UsageEvent(
             id=self.request_id,
             customer_id=principal.customer_id,
@@ -242,9 +265,17 @@ class Settlement:
     # small parts
 
     def _cost_of(self, usage: Usage) -> str:
+        """Return the number for `usage.cost`: null where nobody can say before the prompt has been counted."""
         assert self._quote is not None, "admitted"
         assert self._server is not None, "it answers"
-        return amount_number(self._quote.price.charge(judged(usage, self._ask.limit_on(self._server.kind))[0]))
+        believed, body_bytes = usage, len(self._forwarded.raw)
+        if doubt.doubts_input(usage, self._ask, body_bytes):
+            claim = Claim(self._ask, self._server, usage, self._delivered)
+            counted = self._services.counting.believed(claim, body_bytes)
+            if counted is None:
+                return "null"
+            believed = counted
+        return amount_number(self._quote.price.charge(judged(believed, self._ask.limit_on(self._server.kind))[0]))
 
     def _added(self, framing: bytes) -> bytes:
         close = b"" if self._client.keep_alive else b"connection: close\r\n"

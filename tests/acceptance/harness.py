@@ -95,7 +95,8 @@ class Key:
 class Gateway:
     """`weir serve` on a port of its own, with a priced model, a customer and a key; a context manager.
 
-    `settings` are keys of `[gateway]`. The ledger is SQLite in `home` unless `database_url` names another.
+    `settings` are keys of `[gateway]`, `audit` those of `[audit]`: without it nothing is sampled, so that a scripted
+    upstream is asked nothing by chance. The ledger is SQLite in `home` unless `database_url` names another.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Gateway:
         *upstreams: Upstream,
         database_url: str | None = None,
         settings: Mapping[str, int] | None = None,
+        audit: Mapping[str, str] | None = None,
     ) -> None:
         """Nothing is written or runs yet."""
         self.home = home
@@ -113,6 +115,7 @@ class Gateway:
         self.log_path = home / "gateway.log"
         self._upstreams = upstreams
         self._settings = dict(settings or {})
+        self._audit = {"sample": "0%", **(audit or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_seen = 0
         self._key: Key | None = None
@@ -150,6 +153,7 @@ class Gateway:
         settings = {"host": "127.0.0.1", "port": self.port, **self._settings}
         lines = ["[gateway]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
         lines += ["[database]", f"url = {json.dumps(self.database_url)}", "[stripe]", "enabled = false"]
+        lines += ["[audit]", *(f"{key} = {json.dumps(value)}" for key, value in self._audit.items())]
         lines += [upstream.toml for upstream in self._upstreams]
         self.config_path.write_text("\n".join(lines), encoding="utf-8")
 

@@ -28,6 +28,8 @@ from tests.emulators.upstream import (
 
 SECOND = "second-model"
 SOON_S = 1.0
+LONG = "word " * 1_200
+"""A prompt for which the usage of these tests is plausible."""
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +263,7 @@ def test_requests_per_minute_are_limited_and_the_client_is_told_when_to_come_bac
 def test_tokens_per_minute_are_limited(gateway: Gateway, fake: FakeUpstream) -> None:
     key = gateway.new_key("--tpm", "1000")
     script_chat(fake, plain(900, 200))
-    assert ask(gateway, request(key)).status == 200
+    assert ask(gateway, request(key, body(LONG))).status == 200
     answer = ask(gateway, request(key))
     assert (answer.status, answer.code) == (429, "rate_limit_exceeded")
     assert answer.header("x-ratelimit-limit-tokens") == "1000"
@@ -319,7 +321,7 @@ def test_a_client_that_leaves_gives_its_place_back(gateway: Gateway, fake: FakeU
 
 def test_the_amount_is_the_same_in_the_header_the_body_and_the_ledger(gateway: Gateway, fake: FakeUpstream) -> None:
     script_chat(fake, plain(1234, 567))
-    answer = ask(gateway, request(gateway.key))
+    answer = ask(gateway, request(gateway.key, body(LONG)))
     row = gateway.event(answer.id)
     assert row["amount_pico"] == price(1234, 567)
     assert row["cost_pico"] == 1234 * 30_000 + 567 * 120_000
@@ -332,7 +334,7 @@ def test_the_amount_is_the_same_in_the_header_the_body_and_the_ledger(gateway: G
 
 def test_the_amount_of_a_stream_is_in_its_usage_if_the_client_asked(gateway: Gateway, fake: FakeUpstream) -> None:
     script_chat(fake, *streamed("a", prompt=1234, completion=567))
-    answer = ask(gateway, request(gateway.key, body(stream=True, stream_options={"include_usage": True})))
+    answer = ask(gateway, request(gateway.key, body(LONG, stream=True, stream_options={"include_usage": True})))
     usage = json.loads(answer.events[-2])["usage"]
     assert usage["cost"] == 0.000136578
     assert gateway.event(answer.id)["amount_pico"] == price(1234, 567)
@@ -340,7 +342,7 @@ def test_the_amount_of_a_stream_is_in_its_usage_if_the_client_asked(gateway: Gat
 
 def test_usage_that_the_client_did_not_ask_for_is_hidden_and_billed(gateway: Gateway, fake: FakeUpstream) -> None:
     before = script_chat(fake, *streamed("a", prompt=1234, completion=567))
-    answer = ask(gateway, request(gateway.key, body(stream=True)))
+    answer = ask(gateway, request(gateway.key, body(LONG, stream=True)))
     assert next_record(fake, before).json()["stream_options"] == {"include_usage": True}
     assert b"usage" not in answer.body
     assert [len(json.loads(data)["choices"]) for data in answer.events[:-1]] == [1, 1, 1]
@@ -386,7 +388,7 @@ def test_usage_that_can_not_be_true_is_clamped_and_marked(gateway: Gateway, fake
 
 def test_the_command_line_shows_what_the_client_paid(gateway: Gateway, fake: FakeUpstream) -> None:
     script_chat(fake, plain(1000, 100))
-    answer = ask(gateway, request(gateway.key))
+    answer = ask(gateway, request(gateway.key, body(LONG)))
     traced = json.loads(gateway.weir("trace", answer.id, "--json"))
     traced = traced[0] if isinstance(traced, list) else traced
     assert traced["amount"].startswith("0.0000546")
