@@ -1,5 +1,5 @@
-"""Background work: webhook events, pushing usage, dunning, partitions, and the recovery of what dead workers left. One
-worker of all hosts does each at a time; recovery looks everywhere, and its transactions say who does it.
+"""Background work: webhook events, pushing usage, reconciling, dunning, partitions, and the recovery of what dead
+workers left. One worker of all hosts does each; recovery looks everywhere, and its transactions say who does it.
 
 `weir serve` runs `Jobs` beside the gateway, `weir worker` alone. Each job has a thread of its own, so that a slow
 Stripe does not delay a paid invoice's resumption; each is elected anew for every round (`Database.elected`), so that a
@@ -18,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from billing import clock
-from billing.clock import Clock
+from billing.clock import DAY_US, SECOND_US, Clock
 from billing.config import Config
 from billing.errors import RefusedError, WeirError
-from billing.ledger import inbox, leases, partitions
+from billing.ledger import comparisons, inbox, leases, partitions, stripe_objects
 from billing.ledger.database import Database
+from billing.ledger.stripe_objects import Kind
 from billing.recovery import Recovery
-from billing.stripe_sync import process, push, refresh, turn
+from billing.stripe_sync import process, push, reconcile, refresh, turn
 from billing.stripe_sync.client import connect
 from billing.stripe_sync.port import StripePort
 
@@ -36,6 +37,10 @@ INBOX_INTERVAL_MS = 500
 DUNNING_INTERVAL_MS = 60_000
 PARTITIONS_INTERVAL_MS = 24 * 3_600_000
 CREDIT_INTERVAL_MS = 30_000
+RECONCILE_INTERVAL_MS = 60_000
+"""How often it is asked whether a day has passed since the last comparison, and what that one left unexplained."""
+
+RECONCILE_US = DAY_US
 TIDY_CUSTOMERS_MAX = 1_000
 RECOVERY_INTERVAL_MS = 1_500
 SHARDS = 64
@@ -70,6 +75,9 @@ class Jobs:
         self._stopping = threading.Event()
         self._inbox_wake = threading.Event()
         self._threads: list[threading.Thread] = []
+        self.gauges: dict[str, int] = {}
+        """What `/metrics` shows of the comparison with Stripe: the same on every worker, read from the ledger."""
+
         self._jobs = self._wanted()
 
     def start(self) -> None:
@@ -126,6 +134,7 @@ class Jobs:
                     threading.Event(),
                 ),
                 Job("dunning", DUNNING_INTERVAL_MS, lambda: self._sweep(port), threading.Event()),
+                Job("reconcile", RECONCILE_INTERVAL_MS, lambda: self._reconcile(port), threading.Event()),
             ]
         recovery = Recovery(self._database, os.getpid() % SHARDS, self._now)
         jobs.append(Job("recovery", RECOVERY_INTERVAL_MS, recovery.run, threading.Event()))
@@ -167,6 +176,27 @@ class Jobs:
         with self._database.elected(turn.ACCOUNTS) as is_mine:
             if is_mine:
                 refresh.sweep_dunning(self._config, self._database, port, self._now())
+
+    def _reconcile(self, port: StripePort) -> None:
+        """Compare with Stripe once a day, wherever that was done last; it reports and confirms, and mends nothing."""
+        if self._is_reconcile_due():
+            with self._database.elected(turn.RECONCILE) as is_mine:
+                if is_mine and self._is_reconcile_due():
+                    reconcile.reconciler(self._config, self._database, port, self._now, self._stopping.is_set).run()
+        with self._database.reading() as conn:
+            last = comparisons.last_run(conn)
+            unexplained = comparisons.unexplained(conn)
+        self.gauges["weir_stripe_unexplained"] = unexplained
+        if last is not None:
+            self.gauges["weir_stripe_reconciled_timestamp_seconds"] = last.finished_at // SECOND_US
+            self.gauges["weir_stripe_unreadable"] = last.unreadable
+
+    def _is_reconcile_due(self) -> bool:
+        with self._database.reading() as conn:
+            set_up_at = stripe_objects.recorded_at(conn, Kind.METER)
+            last = comparisons.last_run(conn)
+        before = set_up_at if last is None else last.finished_at
+        return before is not None and self._now() - before >= RECONCILE_US
 
     def _tidy_credit(self) -> None:
         """Give back what dead workers held; whoever needs it before does so too, so this only keeps the books tidy."""

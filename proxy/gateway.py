@@ -180,6 +180,7 @@ async def _opened(
     purses = Purses(database, loop, config.billing.currency)
     terms = Terms(purses, counting, config.limits.default_max_output_tokens)
     services = Services(loop, directory, catalog, recorder, counting, terms, config.gateway.max_body_mb * 2**20)
+    services.gauges = jobs.gauges
     live, checkpointed = services.exchanges, services.checkpointed
     checkpoints = Checkpoints(database, counting, live, checkpointed, lambda: catalog.models)
     await loop.run_in_executor(None, discovery.ask_once)

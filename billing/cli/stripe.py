@@ -5,6 +5,7 @@ import click
 from billing import clock
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
+from billing.cli.reconcile import reconcile
 from billing.clock import instant_text
 from billing.errors import NotFoundError
 from billing.ledger import inbox, outbox, standings
@@ -62,7 +63,13 @@ def setup_(session: Session, *, is_plan: bool, form: str) -> None:
 
 @stripe.command("push")
 @click.option("--now", "is_now", is_flag=True, help="Close running hours too, and do not wait for due retries.")
-@click.option("--rejected", "is_rejected", is_flag=True, help="Send again what Stripe refused, its cause being mended.")
+@click.option(
+    "--retry-rejected",
+    "--rejected",
+    "is_rejected",
+    is_flag=True,
+    help="Send again what Stripe refused, its cause being mended.",
+)
 @listing
 @pass_session
 def push_(session: Session, *, is_now: bool, is_rejected: bool, form: str) -> int:
@@ -180,3 +187,6 @@ def _batch_row(batch: Batch) -> dict[str, object]:
         "attempts": batch.attempts,
         "answer": batch.last_answer,
     }
+
+
+stripe.add_command(reconcile)

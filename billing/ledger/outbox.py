@@ -10,8 +10,9 @@ correction that a later hour paid for) has that hour's window_start as a fifth e
 
 The way of a batch: `pending` (Stripe can not have counted it) → `sending` → `accepted`, or back to `pending`, or
 `uncertain` (it may have been counted), or `rejected`, or `held`. `carried` holds less than a unit, so nothing is sent.
-`sending`, `uncertain`: first_sent_at is the first attempt that may have been counted. Reconciliation makes `accepted`
-into `confirmed`.
+`sending`, `uncertain`: first_sent_at is the first attempt that may have been counted. What leads out of `accepted`,
+`rejected` and `held` is in `ledger.repairs`: Stripe's summaries make `confirmed`, or prove that a batch has to be sent
+again, under a fresh identifier (`resend` counts them), and so does a person.
 """
 
 import json
@@ -81,7 +82,7 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One row of `meter_batches`; `id` is the meter event's identifier at Stripe."""
+    """One row of `meter_batches`; its first identifier at Stripe is its `id`."""
 
     id: str
     customer_id: str
@@ -102,6 +103,18 @@ class Batch:
     next_attempt_at: Instant
     settled_at: Instant | None
     last_answer: str | None
+    resend: int = 0
+    via: str = "v1"
+
+    @property
+    def identifier(self) -> str:
+        """The meter event's identifier: the batch's id, and behind a dot how often it was given a fresh one."""
+        return identifier_of(self.id, self.resend)
+
+
+def identifier_of(batch_id: str, resend: int) -> str:
+    """Return the identifier under which a batch is sent after so many fresh ones; a batch's id holds no dot."""
+    return f"{batch_id}.r{resend}" if resend else batch_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +298,7 @@ def due(
     if not is_everything:
         query = query.where(_BATCHES.c.next_attempt_at <= now)
     query = query.order_by(_BATCHES.c.next_attempt_at, _BATCHES.c.seq, _BATCHES.c.id).limit(rows_max)
-    return [_batch(row) for row in conn.execute(query.suffix_with("/* weir:outbox.due */")).mappings()]
+    return [of_row(row) for row in conn.execute(query.suffix_with("/* weir:outbox.due */")).mappings()]
 
 
 def claim(conn: sa.Connection, batches: Iterable[Batch], now: Instant) -> list[Claim]:
@@ -312,7 +325,7 @@ def claim(conn: sa.Connection, batches: Iterable[Batch], now: Instant) -> list[C
         )
         row = conn.execute(query).mappings().one_or_none()
         if row is not None:
-            claims.append(Claim(_batch(row), was_uncertain=batch.first_sent_at is not None))
+            claims.append(Claim(of_row(row), was_uncertain=batch.first_sent_at is not None))
     return claims
 
 
@@ -346,27 +359,9 @@ def hold(conn: sa.Connection, batch: Batch, reason: str, now: Instant) -> None:
     )
 
 
-def release(conn: sa.Connection, batch: Batch, idempotency_key: str, now: Instant) -> None:
-    """Make a refused batch sendable again, under a new key: Stripe would repeat its refusal under the old one."""
-    state = State.PENDING if batch.first_sent_at is None else State.UNCERTAIN
-    conn.execute(
-        sa.update(_BATCHES)
-        .where(_BATCHES.c.id == batch.id, _BATCHES.c.state == str(State.REJECTED))
-        .values(state=str(state), idempotency_key=idempotency_key, next_attempt_at=now, settled_at=None)
-    )
-
-
-def hold_accepted(conn: sa.Connection, ids: Sequence[str], reason: str, now: Instant) -> int:
-    """Hold accepted batches that Stripe found invalid afterwards; return how many there were.
-
-    Held and not refused: Stripe may remember their identifiers, and would take a second sending for the first.
-    """
-    changed = conn.execute(
-        sa.update(_BATCHES)
-        .where(_BATCHES.c.id.in_(ids), _BATCHES.c.state == str(State.ACCEPTED))
-        .values(state=str(State.HELD), settled_at=now, last_answer=reason)
-    )
-    return changed.rowcount
+_IDENTIFIER = _BATCHES.c.id + sa.case(
+    (_BATCHES.c.resend > 0, ".r" + sa.cast(_BATCHES.c.resend, sa.Text)), else_=sa.literal("")
+)
 
 
 def readdress(conn: sa.Connection, customer_id: str, stripe_customer_id: str, now: Instant) -> int:
@@ -385,7 +380,7 @@ def readdress(conn: sa.Connection, customer_id: str, stripe_customer_id: str, no
         .values(
             state=str(State.PENDING),
             stripe_customer_id=stripe_customer_id,
-            idempotency_key=_BATCHES.c.id + "." + stripe_customer_id,
+            idempotency_key=_IDENTIFIER + "." + stripe_customer_id,
             next_attempt_at=now,
             settled_at=None,
         )
@@ -397,7 +392,7 @@ def in_state(conn: sa.Connection, states: Sequence[State], rows_max: int) -> lis
     """Return the batches in these states, oldest first."""
     query = sa.select(_BATCHES).where(_BATCHES.c.state.in_([str(state) for state in states]))
     rows = conn.execute(query.order_by(_BATCHES.c.created_at, _BATCHES.c.id).limit(rows_max)).mappings()
-    return [_batch(row) for row in rows]
+    return [of_row(row) for row in rows]
 
 
 def batch_of(
@@ -419,15 +414,16 @@ def batch_of(
     cover = [api_key_id, model, shard, window_seq]
     for query, wanted in ((own, cover), (later, [*cover, window_start])):
         for row in conn.execute(query.order_by(_BATCHES.c.seq).suffix_with("/* weir:outbox.batch_of */")).mappings():
-            batch = _batch(row)
+            batch = of_row(row)
             if wanted in json.loads(batch.covers):
                 return batch
     return None
 
 
+def of_row(row: sa.RowMapping) -> Batch:
+    """Return a row of `meter_batches` as a value; for the ledger's own modules."""
+    return Batch(**{**row, "state": State(row["state"])})
+
+
 def _row(batch: Batch) -> Mapping[str, object]:
     return {name: getattr(batch, name) for name in Batch.__slots__} | {"state": str(batch.state)}
-
-
-def _batch(row: sa.RowMapping) -> Batch:
-    return Batch(**{**row, "state": State(row["state"])})

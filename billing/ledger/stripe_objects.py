@@ -22,6 +22,13 @@ def known(conn: sa.Connection) -> dict[Kind, str]:
     return {Kind(row[0]): row[1] for row in conn.execute(sa.select(table.c.kind, table.c.stripe_id))}
 
 
+def recorded_at(conn: sa.Connection, kind: Kind) -> Instant | None:
+    """Return since when an object is known, None before the first setup."""
+    table = schema.stripe_objects
+    found = conn.scalar(sa.select(table.c.recorded_at).where(table.c.kind == str(kind)))
+    return None if found is None else Instant(found)
+
+
 def record(conn: sa.Connection, kind: Kind, stripe_id: str, at: Instant) -> bool:
     """Record an id; False if it is known already."""
     if known(conn).get(kind) == stripe_id:

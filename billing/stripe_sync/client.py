@@ -1,4 +1,4 @@
-"""The home of the `stripe` package, with `sdk` and `sdk_payments`: `StripePort` over the official SDK.
+"""The home of the `stripe` package, with `sdk` and `sdk_*`: `StripePort` over the official SDK.
 
 Invariant: no object of the SDK leaves these files. Administrative calls are retried by the SDK (twice) and raise
 StripeError, one line; a meter event is sent exactly once per call and its answer comes back as a `retry.Answer`,
@@ -7,6 +7,7 @@ whatever it was, because what may be sent again is the outbox's decision.
 The SDK's telemetry is off: it would write an id into the home folder and send the platform's description.
 """
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from billing.stripe_sync.port import (
     Invoice,
     Item,
     Meter,
+    MeteredInvoice,
+    MeterEvent,
     Price,
     Product,
     StripeCustomer,
@@ -29,6 +32,7 @@ from billing.stripe_sync.port import (
 )
 from billing.stripe_sync.retry import Answer
 from billing.stripe_sync.sdk import PAGE_ROWS, answer, asked, found_or_none, id_of, listed, mark, plain
+from billing.stripe_sync.sdk_metered import SdkMetered
 from billing.stripe_sync.sdk_payments import SdkPayments
 
 if TYPE_CHECKING:
@@ -67,6 +71,7 @@ class SdkClient:
         )
         self._v1 = self._client.v1
         self._payments = SdkPayments(self._client)
+        self._metered = SdkMetered(self._client, meter_events_base, timeouts_s)
 
     @property
     def payments(self) -> PaymentsPort:
@@ -90,6 +95,18 @@ class SdkClient:
         except stripe.StripeError as error:
             return answer(error)
         return Answer(200)
+
+    def stream(self, events: Sequence[MeterEvent], key: str) -> Answer:
+        """See StripePort."""
+        return self._metered.stream(events, key)
+
+    def cancel(self, event_name: str, identifier: str, key: str) -> Answer:
+        """See StripePort."""
+        return self._metered.cancel(event_name, identifier, key)
+
+    def metered_invoices(self, customer_id: str, since_s: int) -> list[MeteredInvoice]:
+        """See StripePort."""
+        return self._metered.invoices(customer_id, since_s)
 
     def meters(self) -> list[Meter]:
         """See StripePort."""

@@ -4,6 +4,7 @@ Instants of Stripe's are unix seconds (`_s`), as it gives them. Money in minor u
 an amount of ours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,6 +98,40 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class MeteredLine:
+    """A line of an invoice: the price, the quantity that it bills, and its period in unix seconds."""
+
+    price_id: str
+    units: int
+    period_start_s: int
+    period_end_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredInvoice:
+    """An invoice of a subscription with its lines; `finalized_at_s` is None while it is a draft."""
+
+    id: str
+    customer_id: str
+    subscription_id: str
+    status: str
+    finalized_at_s: int | None
+    period_end_s: int
+    lines: tuple[MeteredLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeterEvent:
+    """One event for the stream; the time is in unix seconds."""
+
+    event_name: str
+    customer_id: str
+    units: int
+    timestamp_s: int
+    identifier: str
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorReport:
     """A meter's error report: how many events were invalid, and the identifiers that it samples, with their codes."""
 
@@ -106,7 +141,10 @@ class ErrorReport:
 
 
 class StripePort(Protocol):
-    """What Weir asks of Stripe. Every method but `send` raises StripeError; `find_*` give None for what is missing."""
+    """What Weir asks of Stripe. `find_*` give None for what is missing.
+
+    Every method raises StripeError, but for `send`, `stream` and `cancel`.
+    """
 
     @property
     def payments(self) -> PaymentsPort:
@@ -164,3 +202,12 @@ class StripePort(Protocol):
 
     def error_report(self, event_id: str) -> ErrorReport:
         """Fetch what a thin event about invalid meter events says."""
+
+    def stream(self, events: Sequence[MeterEvent], key: str) -> Answer:
+        """Send up to 100 meter events in one call that Stripe judges afterwards; never raises, as `send`."""
+
+    def cancel(self, event_name: str, identifier: str, key: str) -> Answer:
+        """Take back the event that Stripe received under this identifier within 24 hours; never raises."""
+
+    def metered_invoices(self, customer_id: str, since_s: int) -> list[MeteredInvoice]:
+        """List a customer's invoices that were made since then, oldest first, drafts included."""

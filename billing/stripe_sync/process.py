@@ -12,9 +12,10 @@ from functools import partial
 from billing.clock import DAY_US, SECOND_US, Clock, Instant
 from billing.config import Config
 from billing.errors import DatabaseAwayError, StripeError
-from billing.ledger import accounts, inbox, outbox
+from billing.ledger import accounts, inbox
 from billing.ledger.database import Database, DatabaseError
 from billing.ledger.inbox import State, StoredEvent
+from billing.stripe_sync import reported
 from billing.stripe_sync.port import StripePort
 from billing.stripe_sync.refresh import refresh
 from billing.stripe_sync.retry import backoff_us
@@ -56,7 +57,7 @@ def work_off(config: Config, database: Database, port: StripePort, now: Clock) -
     groups: dict[str, list[StoredEvent]] = {}
     for event in events:
         if event.type in METER_TYPES:
-            _attempt(database, [event], now, partial(_report, database, port, event, now()))
+            _attempt(database, [event], now, partial(reported.work_off, database, port, event.id, now()))
         elif event.type in ACCOUNT_TYPES and event.stripe_customer_id is not None:
             groups.setdefault(event.stripe_customer_id, []).append(event)
         else:
@@ -87,18 +88,6 @@ def _step(config: Config, database: Database, port: StripePort, stripe_customer_
         raise _NotLinkedError(f"no customer is linked to {stripe_customer_id}")
     refresh(config, database, port, account.id, now)
     return None
-
-
-def _report(database: Database, port: StripePort, event: StoredEvent, now: Instant) -> str:
-    """Hold the batches that Stripe names as invalid; the report names samples only, the rest is for reconciliation."""
-    report = port.error_report(event.id)
-    held = 0
-    with database.writing() as conn:
-        for key, code in report.samples:
-            identifier = key.partition(".")[0]
-            held += outbox.hold_accepted(conn, [identifier], f"Stripe found it invalid after accepting it: {code}", now)
-    logger.error("stripe.meter.invalid", extra={"event_id": event.id, "invalid": report.error_count, "held": held})
-    return f"{report.error_count} invalid events, {held} batches held: {report.text}"[:300]
 
 
 def _postpone(database: Database, events: Iterable[StoredEvent], error: Exception, now: Instant) -> None:

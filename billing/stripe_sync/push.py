@@ -19,7 +19,7 @@ from functools import partial
 from billing.clock import Clock
 from billing.config import Config
 from billing.errors import RefusedError
-from billing.ledger import outbox, stripe_objects
+from billing.ledger import outbox, repairs, stripe_objects
 from billing.ledger.database import Database
 from billing.ledger.outbox import Batch, Claim, Delta, Outcome, Plan, State
 from billing.ledger.stripe_objects import Kind
@@ -157,7 +157,7 @@ class Pusher:
             batch.stripe_customer_id,
             batch.units,
             batch.timestamp_s,
-            batch.id,
+            batch.identifier,
             batch.idempotency_key,
         )
 
@@ -166,7 +166,7 @@ class Pusher:
         with self.database.writing() as conn:
             refused = outbox.in_state(conn, [State.REJECTED], RELEASE_ROWS_MAX)
             for batch in refused:
-                outbox.release(conn, batch, retry.next_key(batch.id, batch.attempts), self.now())
+                repairs.send_again(conn, batch, retry.next_key(batch.identifier, batch.attempts), self.now())
         return len(refused)
 
 

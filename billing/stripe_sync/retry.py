@@ -129,6 +129,16 @@ def _was_not_taken(answer: Answer) -> bool:
     return answer.status in (409, 429) or (answer.status == 400 and answer.code in _BUSY)
 
 
+def decide_cancel(answer: Answer) -> str | None:
+    """Say how a cancellation went: "" if Stripe took it, its sentence if it never will, None if it is to be repeated.
+
+    Repeated, a cancellation of the same identifier changes nothing more.
+    """
+    if answer.status is None or answer.status >= 500 or answer.status in (401, 403) or _was_not_taken(answer):
+        return None
+    return "" if answer.status < 300 else answer.text
+
+
 def outcome_of(claim: Claim, answer: Answer, now: Instant) -> Outcome:
     """Say what is recorded of a claimed batch that got this answer.
 
@@ -145,7 +155,7 @@ def outcome_of(claim: Claim, answer: Answer, now: Instant) -> Outcome:
         case Again():
             may_be_counted = claim.was_uncertain or decision.is_unknown
             state, delay_us = State.UNCERTAIN if may_be_counted else State.PENDING, decision.delay_us
-            key = next_key(batch.id, batch.attempts) if decision.is_key_spent else key
+            key = next_key(batch.identifier, batch.attempts) if decision.is_key_spent else key
         case Hold(reason):
             may_be_counted = True
             state, text = State.HELD, reason

@@ -14,6 +14,9 @@ PUSH = "push"
 ACCOUNTS = "inbox"
 """Webhook events, dunning and links: the answer that was fetched first must not be recorded last."""
 
+RECONCILE = "reconcile"
+"""What two comparisons find at once, both would mend."""
+
 WAIT_S = 60
 POLL_MS = 100
 

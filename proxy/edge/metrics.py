@@ -4,6 +4,12 @@ from collections.abc import Mapping
 
 from proxy.relay.services import Services
 
+RECONCILING = (
+    ("weir_stripe_unexplained", "Hours and invoice lines that differ from Stripe's without a known reason."),
+    ("weir_stripe_unreadable", "Customers of whom Stripe told nothing in the last comparison."),
+    ("weir_stripe_reconciled_timestamp_seconds", "When all customers were last compared with Stripe."),
+)
+
 
 def exposition(services: Services) -> str:
     """Return the page."""
@@ -20,6 +26,8 @@ def exposition(services: Services) -> str:
         ("weir_directory_stale", "1 while keys and prices can not be renewed.", int(services.directory.is_stale)),
         ("weir_recorder_failing", "1 while usage can not be recorded.", int(services.recorder.is_failing)),
     )
+    known = dict(services.gauges)
+    gauges += tuple((name, text, known[name]) for name, text in RECONCILING if name in known)
     for name, text, label, values in counters:
         lines += (f"# HELP {name} {text}", f"# TYPE {name} counter")
         lines += (f'{name}{{{label}="{key}"}} {value}' for key, value in sorted(values.items()))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ class Services:
     outcomes: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     anomalies: Counter[str] = field(default_factory=Counter)
+    gauges: Mapping[str, int] = field(default_factory=dict)
+    """What the background jobs last found, by the metric's name."""
 
     def refusal(self) -> Refusal | None:
         """Say why no request can be taken at all now, None if it can."""

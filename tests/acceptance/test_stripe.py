@@ -163,8 +163,35 @@ def test_a_push_fails_while_anything_is_not_accepted(weir: Weir, bare: Bench) ->
     assert "needs a person" in weir("stripe", "status").out
     meter["status"] = "active"
     assert weir("stripe", "push").code == FAILED
-    assert weir("stripe", "push", "--rejected").code == DONE
+    assert weir("stripe", "push", "--retry-rejected").code == DONE
     assert bare.stripe_units(acme.id) == 3
+
+
+def test_reconcile_tells_each_hour_and_exits_with_1_until_all_is_explained(weir: Weir, bare: Bench) -> None:
+    """A match; then what Stripe lost, shown, mended by --repair."""
+    weir("stripe", "setup")
+    acme = bare.add("acme")
+    bare.record(acme.id, 3_000_000)
+    weir("stripe", "push", "--now")
+    told = weir("stripe", "reconcile", "--json").json
+    (hour,) = told["hours"]
+    assert (hour["customer"], hour["ledger_units"], hour["stripe_units"], hour["kind"]) == ("acme", 3, 3, "match")
+    assert told["kinds"] == {"match": 1}
+    (batch,) = bare.batches(acme.id)
+    bare.double.lose_event(batch.id)
+    bare.double.clock.advance(hours=26)
+    with bare.database.writing() as conn:
+        long_ago = batch.created_at - 24 * HOUR_US
+        conn.execute(sa.update(schema.meter_batches).values(first_sent_at=long_ago, settled_at=long_ago))
+    answer = weir("stripe", "reconcile")
+    assert answer.code == FAILED
+    assert "lost" in answer.out
+    assert "1 differences are unexplained" in answer.err
+    assert weir("stripe", "reconcile", "--customer", "acme", "--since", "-2d", "--repair").code == DONE
+    assert bare.stripe_units(acme.id) == 3
+    assert weir("stripe", "reconcile", "--csv").csv[0]["kind"] == "match"
+    assert weir("stripe", "reconcile", "--customer", "nobody").code == NOT_FOUND
+    assert weir("stripe", "reconcile", "--since", "-1h", "--until", "-2d").code == REFUSED
 
 
 def test_a_push_waits_for_the_gateways_own(weir: Weir, bare: Bench) -> None:

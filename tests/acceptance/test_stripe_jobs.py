@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from billing.clock import DAY_US
+from billing.clock import DAY_US, SECOND_US
 from billing.config import Config
 from billing.jobs import Jobs
 from billing.ledger import inbox, schema
@@ -103,6 +103,27 @@ def test_usage_is_pushed_in_the_background(made: Bench, jobs: Jobs) -> None:
     until(lambda: made.stripe_units(acme) == 3, "the units")
     until(lambda: {each.state for each in made.batches(acme)} == {State.ACCEPTED}, "the record of it")
     made.audit(acme)
+
+
+def test_a_day_after_the_last_time_all_is_compared_with_stripe_and_the_gauges_say_so(made: Bench) -> None:
+    """By itself, and not on every start; a stranger's unit is told, and nothing is mended."""
+    acme = made.add("acme")
+    made.record(acme.id, 3_000_000)
+    made.push()
+    name = made.config.stripe.meter_event_name
+    made.port.send(name, str(acme.stripe_customer_id), 1, made.now() // SECOND_US, "strange", "strange")
+    running = Jobs(made.config, made.database, made.now)
+    running.start()
+    until(lambda: running.gauges == {"weir_stripe_unexplained": 0}, "the first look")
+    end(running)
+    made.double.clock.advance(days=1)
+    running = Jobs(made.config, made.database, made.now)
+    running.start()
+    until(lambda: "weir_stripe_reconciled_timestamp_seconds" in running.gauges, "the comparison")
+    end(running)
+    assert running.gauges["weir_stripe_unexplained"] == 1
+    assert running.gauges["weir_stripe_reconciled_timestamp_seconds"] == made.now() // SECOND_US
+    assert made.stripe_units(acme.id) == 4
 
 
 def test_a_grace_period_ends_without_an_event(made: Bench) -> None:

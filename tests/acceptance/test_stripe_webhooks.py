@@ -367,7 +367,7 @@ def test_the_key_of_another_account_unlinks_nobody(hooked: Hooked) -> None:
     assert made.account(acme.id).stripe_customer_id == acme.stripe_customer_id
 
 
-def test_usage_that_stripe_finds_invalid_afterwards_is_held_and_surfaced(hooked: Hooked) -> None:
+def test_usage_that_stripe_finds_invalid_afterwards_is_rejected_and_sent_again_once_mended(hooked: Hooked) -> None:
     """Answered with 200, reported later by a thin event that has to be fetched."""
     made = hooked.bench
     made.double.add_webhook(hooked.url, secret=SECRET, is_thin=True)
@@ -378,12 +378,38 @@ def test_usage_that_stripe_finds_invalid_afterwards_is_held_and_surfaced(hooked:
     made.double.clock.advance(minutes=1)
     hooked.work()
     (batch,) = made.batches(acme.id)
-    assert batch.state is BatchState.HELD
-    assert batch.last_answer == "Stripe found it invalid after accepting it: meter_event_invalid_value"
+    assert (batch.state, batch.first_sent_at) == (BatchState.REJECTED, None)
+    text = "Stripe found it invalid after accepting it: meter_event_invalid_value; mend it"
+    assert str(batch.last_answer).startswith(text)
     (report,) = [event for event in hooked.events() if event.type.startswith("v1.billing.meter.")]
     assert report.state is State.DONE
-    assert str(report.last_error).startswith("1 invalid events, 1 batches held")
+    assert str(report.last_error).startswith("1 invalid events: 1 batches rejected, 0 held")
     assert made.stripe_units(acme.id) == 0
+    assert made.pusher().release_rejected() == 1
+    assert [each.outcome.state for each in made.push()] == [BatchState.ACCEPTED]
+    assert made.stripe_units(acme.id) == 7
+    assert {each.identifier for each in made.double.meter_events} == {batch.id, f"{batch.id}.r1"}
+    made.audit(acme.id)
+
+
+def test_a_report_of_an_identifier_that_was_given_up_changes_nothing(hooked: Hooked) -> None:
+    """It comes late, or twice: the batch has gone out under another one since."""
+    made = hooked.bench
+    made.double.add_webhook(hooked.url, secret=SECRET, is_thin=True)
+    acme = made.add("acme")
+    made.record(acme.id, 7_000_000)
+    made.double.reject_next()
+    made.push()
+    made.double.clock.advance(minutes=1)
+    hooked.work()
+    made.pusher().release_rejected()
+    made.push()
+    (report,) = [event for event in hooked.events() if event.type.startswith("v1.billing.meter.")]
+    with made.database.writing() as conn:
+        inbox.replay(conn, report.id, made.now())
+    hooked.work()
+    assert [each.state for each in made.batches(acme.id)] == [BatchState.ACCEPTED]
+    assert made.stripe_units(acme.id) == 7
 
 
 def test_a_fault_of_ours_in_one_event_does_not_stop_the_others(hooked: Hooked) -> None:

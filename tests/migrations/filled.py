@@ -26,6 +26,10 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("topups", "state"): "paid",
     ("topups", "received"): 2**53 + 9,
     ("disputes", "is_freezing"): 1,
+    ("meter_batches", "via"): "stream",
+    ("meter_repairs", "kind"): "resend",
+    ("stripe_checkpoints", "is_explained"): 1,
+    ("invoice_checks", "is_explained"): 0,
 }
 MADE_BY_MIGRATION = {"alembic_version", "directory_epoch"}
 BEYOND_A_FLOAT = 2**53 + 1

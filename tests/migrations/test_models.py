@@ -103,6 +103,8 @@ def test_storage_is_what_the_engine_does_best(migrated: Database) -> None:
                 "usage_events",
                 "usage_hourly",
                 "credit_charges",
+                "stripe_checkpoints",
+                "invoice_checks",
             }
         else:
             collations = {(row[0], row[1]): row[2] for row in conn.execute(sa.text(COLLATIONS))}

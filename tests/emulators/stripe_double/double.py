@@ -186,6 +186,19 @@ class StripeDouble:
             event = next(each for each in reversed(self.account.usage.events) if each.identifier == identifier)
             error_reports.reject(self.account, event, code, message)
 
+    def lose_event(self, identifier: str) -> None:
+        """An event that was accepted is counted nowhere, and nobody is told; its identifier stays known."""
+        with self.account.lock:
+            event = next(each for each in reversed(self.account.usage.events) if each.identifier == identifier)
+            event.status = "lost"
+
+    def find_event(self, identifier: str) -> None:
+        """A lost event is counted after all."""
+        with self.account.lock:
+            event = next(each for each in reversed(self.account.usage.events) if each.identifier == identifier)
+            assert event.status == "lost", f"{identifier} is {event.status}"
+            event.status = "counted"
+
     def reject_next(
         self,
         count: int = 1,

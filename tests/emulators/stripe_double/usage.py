@@ -21,7 +21,7 @@ MEMORY_S = DAY_S
 
 @dataclass(slots=True)
 class MeterEvent:
-    """One accepted event. `status` is counted, canceled or rejected; `via` is v1, v2 or stream."""
+    """One accepted event. `status` is counted, canceled, rejected or lost; `via` is v1, v2 or stream."""
 
     identifier: str
     event_name: str
