@@ -11,37 +11,26 @@ their transaction.
 """
 
 from sqlalchemy import (
-    BigInteger,
     CheckConstraint,
     Column,
     Computed,
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     Table,
     Text,
     UniqueConstraint,
     text,
 )
-from sqlalchemy.types import TypeEngine
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from billing.ledger import comparison_schema
+from billing.ledger.columns import BIG, ID
+from billing.ledger.columns import metadata as metadata  # noqa: PLC0414 (the metadata of every table)
 
-BIG: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
-"""64 bits on both: STRICT tables of SQLite know INTEGER, not BIGINT."""
-
-ID: TypeEngine[str] = Text().with_variant(Text(collation="C"), "postgresql")
-"""Ids compare by bytes, so that UUIDv7 order is time order on every locale."""
-
+meter_repairs = comparison_schema.meter_repairs
+stripe_checkpoints = comparison_schema.stripe_checkpoints
+invoice_checks = comparison_schema.invoice_checks
+reconcile_runs = comparison_schema.reconcile_runs
 
 directory_epoch = Table(
     "directory_epoch",
@@ -286,92 +275,6 @@ meter_batches = Table(
     CheckConstraint("via IN ('v1', 'stream')", name="known_way"),
     Index("ix_meter_batches_window", "customer_id", "window_start"),
     Index("ix_meter_batches_at_stripe", "stripe_customer_id", "timestamp_s"),
-    sqlite_strict=True,
-)
-
-meter_repairs = Table(
-    "meter_repairs",
-    metadata,
-    Column("id", ID, primary_key=True),
-    Column("batch_id", ID, ForeignKey("meter_batches.id"), nullable=False, index=True),
-    Column("at", BIG, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("stripe_customer_id", ID, nullable=False),
-    Column("identifier", ID, nullable=False),
-    Column("units", BIG, nullable=False),
-    Column("timestamp_s", BIG, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("settled_at", BIG),
-    Column("refusal", Text),
-    CheckConstraint("kind IN ('resend', 'report', 'cancel', 'carry')", name="known_kind"),
-    Index("ix_meter_repairs_at_stripe", "stripe_customer_id", "timestamp_s"),
-    sqlite_strict=True,
-)
-
-stripe_checkpoints = Table(
-    "stripe_checkpoints",
-    metadata,
-    Column("stripe_customer_id", ID, primary_key=True),
-    Column("event_name", ID, primary_key=True),
-    Column("hour_start", BIG, primary_key=True),
-    Column("customer_id", ID, ForeignKey("customers.id"), nullable=False),
-    Column("ledger_units", BIG, nullable=False),
-    Column("stripe_units", BIG, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("explanation", Text, nullable=False),
-    Column("is_explained", Integer, nullable=False),
-    Column("first_checked_at", BIG, nullable=False),
-    Column("checked_at", BIG, nullable=False),
-    Column("checks", BIG, nullable=False),
-    Column("changed_from", Text),
-    CheckConstraint("is_explained IN (0, 1)", name="is_explained_or_not"),
-    Index(
-        "ix_stripe_checkpoints_unexplained",
-        "hour_start",
-        sqlite_where=text("is_explained = 0"),
-        postgresql_where=text("is_explained = 0"),
-    ),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
-)
-
-invoice_checks = Table(
-    "invoice_checks",
-    metadata,
-    Column("invoice_id", ID, primary_key=True),
-    Column("period_start", BIG, primary_key=True),
-    Column("period_end", BIG, nullable=False),
-    Column("customer_id", ID, ForeignKey("customers.id"), nullable=False, index=True),
-    Column("finalized_at", BIG, nullable=False),
-    Column("invoiced_units", BIG, nullable=False),
-    Column("ledger_units", BIG, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("explanation", Text, nullable=False),
-    Column("is_explained", Integer, nullable=False),
-    Column("checked_at", BIG, nullable=False),
-    CheckConstraint("is_explained IN (0, 1)", name="is_explained_or_not"),
-    Index(
-        "ix_invoice_checks_unexplained",
-        "finalized_at",
-        sqlite_where=text("is_explained = 0"),
-        postgresql_where=text("is_explained = 0"),
-    ),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
-)
-
-reconcile_runs = Table(
-    "reconcile_runs",
-    metadata,
-    Column("id", ID, primary_key=True),
-    Column("started_at", BIG, nullable=False),
-    Column("finished_at", BIG, nullable=False),
-    Column("since", BIG, nullable=False),
-    Column("until", BIG, nullable=False),
-    Column("customers", BIG, nullable=False),
-    Column("unreadable", BIG, nullable=False),
-    Column("kinds", Text, nullable=False),
     sqlite_strict=True,
 )
 
