@@ -51,7 +51,7 @@ PURE = (
     *("billing/credit/*.py", "billing/pricing/*.py", "billing/stripe_sync/batches.py", "billing/stripe_sync/retry.py"),
     *("billing/stripe_sync/effects.py", "proxy/meter/*.py", "proxy/admit/decide.py", "proxy/admit/limits.py"),
     *("proxy/relay/refusals.py", "proxy/relay/headers.py", "proxy/relay/request.py", "proxy/relay/lifecycle.py"),
-    *("proxy/relay/decoding.py", "proxy/relay/doubt.py", "billing/tokens/drift.py"),
+    *("proxy/relay/decoding.py", "proxy/relay/doubt.py", "billing/tokens/drift.py", "proxy/relay/gathering.py"),
 )
 IMPURE = frozenset(
     {"asyncio", "logging", "os", "random", "secrets", "socket", "sqlalchemy", "subprocess", "threading", "time", "uuid"}

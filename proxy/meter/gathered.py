@@ -1,8 +1,9 @@
-"""A stream gathered into the one answer that its client asked for: llama.cpp, several outputs, not streamed.
+"""A stream gathered into the one answer that its client asked for: llama.cpp, not streamed (`relay/gathering.py`).
 
-llama.cpp answers `n: 2` or an array of prompts with all outputs but the usage of the first one only (measured: 44
-tokens reported, 88 generated), while its streams report each output. So Weir asks for a stream and puts the answer
-together: the same fields in the same order as llama.cpp's own, with the usage of all outputs.
+A stream stops when its client leaves, a whole answer does not. And llama.cpp answers `n: 2` or an array of prompts with
+all outputs but the usage of the first one only (measured: 44 tokens reported, 88 generated), while its streams report
+each output. So Weir asks for a stream and puts the answer together: the same fields in the same order as llama.cpp's
+own, with the usage of all outputs.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from billing.limits import RESPONSE_BODY_BYTES_MAX
 from billing.tokens.counting import CHOICES_MAX, OutputTally
 from billing.usage import Usage
 from proxy.meter.framing import StreamError
+from proxy.meter.reading import timings_of
 from proxy.meter.steps import Outputs, Settle
 from proxy.meter.stream import StreamMeter
 
@@ -26,12 +28,26 @@ _BROKEN = (
 class Gatherer:
     """Bytes of an event stream in, nothing out until `finish`: then the whole answer."""
 
-    __slots__ = ("_bytes", "_choices", "_common", "_error", "_is_chat", "_meter", "_timings")
+    __slots__ = (
+        "_bytes",
+        "_choices",
+        "_common",
+        "_deltas",
+        "_error",
+        "_has_stop_texts",
+        "_is_chat",
+        "_is_single",
+        "_meter",
+        "_timings",
+    )
 
     def __init__(self, outputs: Outputs, *, is_chat: bool, has_stop_texts: bool = False) -> None:
-        self._meter = StreamMeter(hides_usage=False, outputs=outputs, adds_outputs=True, has_stop_texts=has_stop_texts)
+        self._meter = StreamMeter(hides_usage=False, outputs=outputs, adds_outputs=True)
         self._meter.watch = self._gather
         self._is_chat = is_chat
+        self._is_single = outputs.total == 1
+        self._has_stop_texts = has_stop_texts
+        self._deltas = 0
         self._bytes = 0
         self._choices: dict[int, _Choice] = {}
         self._common: dict[str, Any] = {}
@@ -52,21 +68,32 @@ class Gatherer:
         return b""
 
     def known_usage(self) -> Usage | None:
-        """Return the usage so far if the upstream told it."""
-        return self._meter.known_usage()
+        """Return the usage so far if the upstream told it; a report of no output beside text is none."""
+        usage = self._meter.known_usage()
+        if usage is None and self._is_single:
+            usage = timings_of({"timings": self._timings})
+        return None if usage is not None and not usage.output_tokens and self._choices_have_text() else usage
 
     def delivered(self) -> OutputTally:
         """Return the text that was generated so far."""
-        return self._meter.delivered()
+        tally = OutputTally(has_stop_texts=self._has_stop_texts)
+        for index, choice in self._choices.items():
+            choice.tell(index, tally)
+        tally.deltas = self._deltas
+        return tally
+
+    def _choices_have_text(self) -> bool:
+        return not self.delivered().is_empty
 
     def finish(self) -> Settle:
         """End: the usage of all outputs, and the whole answer, or the upstream's error in its place."""
-        settled = self._meter.finish()
+        self._meter.finish()
+        usage = self.known_usage()
         if self._error is not None:
-            return Settle(settled.usage, _written({"error": self._error}), is_error=True)
-        answer = self._answer(settled.usage)
+            return Settle(usage, _written({"error": self._error}), is_error=True)
+        answer = self._answer(usage)
         raw = _written(answer)
-        return Settle(settled.usage, raw, is_error=raw is _BROKEN, reported=answer.get("usage"))
+        return Settle(usage, raw, is_error=raw is _BROKEN, reported=answer.get("usage"))
 
     def _answer(self, usage: Usage | None) -> dict[str, Any]:
         common = self._common
@@ -93,8 +120,11 @@ class Gatherer:
         """Add one parsed event."""
         self._error = chunk.get("error") or self._error
         self._common = self._common or chunk
-        self._timings = self._timings or chunk.get("timings")
+        timings = chunk.get("timings")
+        if timings is not None and (self._is_single or self._timings is None):  # of several, the first one's
+            self._timings = timings
         for part in _objects(chunk.get("choices")):
+            self._deltas += 1
             self._choices.setdefault(_index(part), _Choice()).add(part)
 
 
@@ -126,6 +156,15 @@ class _Choice:
             self._logprobs = self._logprobs or {}
             for name, values in logprobs.items():
                 self._logprobs.setdefault(name, []).extend(values if isinstance(values, list) else ())
+
+    def tell(self, index: int, tally: OutputTally) -> None:
+        """Add what was generated to a tally."""
+        calls = [call.whole()["function"] for call in self._calls.values()]
+        tool = "".join(call["name"] + call["arguments"] for call in calls)
+        content = "".join((*self._content, *self._text))
+        tally.add(index, "".join(self._reasoning), content, tool, calls=len(calls))
+        if isinstance(self._finish, str):
+            tally.finish(index, self._finish)
 
     def whole(self, index: int, *, is_chat: bool) -> dict[str, Any]:
         """Return the output as an answer that is not streamed shows it."""

@@ -56,7 +56,7 @@ class StreamMeter:
 
         `adds_outputs`: the upstream reports usage once per output (llama.cpp), not once for all. `has_stop_texts`: the
         request has `stop`, which matters if the text has to be counted. `watch`, if it is set, is shown each parsed
-        event.
+        event, and keeps itself what it needs: nothing is `delivered` then.
         """
         self.is_complete = False
         self.watch: Callable[[dict[str, Any]], None] | None = None
@@ -139,6 +139,8 @@ class StreamMeter:
             self._usage = Usage(*(later or earlier for earlier, later in zip(so_far, usage, strict=True)))
 
     def _keep(self, data: bytes) -> None:
+        if self.watch is not None:
+            return
         self._kept.append(data)
         self._kept_bytes += len(data)
         if self._kept_bytes > KEPT_BYTES_MAX:

@@ -3,6 +3,7 @@
 refusals     every way in which Weir itself says no: status, code, shape (pure)
 headers      what passes, what is dropped, what is added, both ways (pure)
 request      the body parsed once, read, edited and serialised (pure)
+gathering    which whole answers are asked for as streams, so that they can be stopped (pure)
 affordable   what a prepaid request needs of its credit, and the limits it is forwarded with (pure)
 holding      the credit of one prepaid request: held, settled or given up
 lifecycle    states × causes → what is billed, and what the client is told (pure table)

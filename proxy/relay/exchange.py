@@ -244,6 +244,8 @@ class Exchange(Settlement):
         if self._phase in (Phase.WAITING, Phase.RELAYING) and self._may_drain():
             self.resume()
         else:
+            if not self._head_sent:
+                self._meter = None  # of what was gathered the client saw nothing
             self._end(Cause.CLIENT_CLOSED)
 
     def _may_drain(self) -> bool:

@@ -4,8 +4,8 @@ Invariant I8: what is admitted is what is forwarded. The upstream never sees the
 value that Weir decided on, so that a duplicate key, an odd charset or a number out of range can not mean one thing
 here and another there. The documented changes: `model` becomes the upstream's name; a stream's
 `stream_options.include_usage` becomes true, and `continuous_usage_stats` goes if the client did not ask for usage
-(vLLM ignores it then, and would show usage on every chunk otherwise); an answer of several outputs from llama.cpp, not
-streamed, is asked as a stream (it reports only the first).
+(vLLM ignores it then, and would show usage on every chunk otherwise); an answer that is not streamed is asked of
+llama.cpp as a stream (`gathering`).
 
 What limits the bill is read strictly, because servers read it loosely. Measured on llama.cpp b11549: `n_predict` goes
 before `max_completion_tokens` before `max_tokens`, 20.7 is 20, `true` is 1, -1 is no limit; `n_cmpl` goes before `n`,
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from proxy.meter.steps import Outputs
+from proxy.relay.gathering import is_same_as_stream
 from proxy.relay.refusals import Refusal
 
 CHAT = "/v1/chat/completions"
@@ -163,7 +164,9 @@ class Forwarded(NamedTuple):
 def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forwarded:
     """Serialise the body for one upstream. `reports_each_output`: it is llama.cpp (see the module's docstring)."""
     body = {**ask.body, "model": upstream_model}
-    gathers = not ask.streams and reports_each_output and ask.outputs.total > 1
+    gathers = False
+    if reports_each_output and not ask.streams:
+        gathers = ask.outputs.total > 1 or is_same_as_stream(ask.endpoint, ask.body)
     if gathers:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}

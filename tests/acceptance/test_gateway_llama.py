@@ -85,6 +85,8 @@ def masked(data: bytes, *, without_cost: bool = False) -> bytes:
     return re.sub(COST, b"", data) if without_cost else data
 
 
+CONTINUED: Final = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello"}]
+
 SAME: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "plain": (CHAT, body(HELLO)),
     "without thinking": (CHAT, body(HELLO, **DIRECT)),
@@ -101,6 +103,19 @@ SAME: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "streamed timings": (CHAT, body(HELLO, stream=True, timings_per_token=True, **DIRECT)),
     "two streamed": (CHAT, body(HELLO, stream=True, n=2, **DIRECT)),
     "two streamed with usage": (CHAT, body(HELLO, stream=True, n=2, **DIRECT, **USAGE)),
+    "a cut tool call": (CHAT, body(HELLO, **TOOLS, max_tokens=30)),
+    "a forced tool": (CHAT, body(HELLO, **TOOLS, tool_choice="required")),
+    "a thought cut where it ends": (CHAT, body(HELLO, max_tokens=17)),
+    "thoughts in the text": (CHAT, body(HELLO, reasoning_format="none")),
+    "a stop in a thought": (CHAT, body(HELLO, stop=["wants"])),
+    "verbose": (CHAT, body(HELLO, n=None, verbose=False, return_tokens=True, timings_per_token=True)),
+    "a continued message": (CHAT, {"model": MODEL, **DIRECT, "messages": CONTINUED}),
+    "a completion with probabilities": (
+        COMPLETIONS,
+        {"model": MODEL, "prompt": "Hello", "max_tokens": 7, "logprobs": 2},
+    ),
+    "an echo": (COMPLETIONS, {"model": MODEL, "prompt": "Hello", "max_tokens": 7, "echo": True}),
+    "a bad grammar": (CHAT, body(HELLO, grammar="rooot =")),
     "a completion": (COMPLETIONS, {"model": MODEL, "prompt": "Hello", "max_tokens": 7}),
     "a streamed completion": (COMPLETIONS, {"model": MODEL, "prompt": "Hello", "max_tokens": 7, "stream": True}),
     "a prompt of token ids": (COMPLETIONS, {"model": MODEL, "prompt": [9707, 0], "max_tokens": 3}),
@@ -342,6 +357,49 @@ def test_a_client_that_leaves_before_its_plain_answer_pays_for_its_prompt(gatewa
     client.close()
     row = eventually(lambda: gateway.events()[before:], "it is recorded")[0]
     assert (row["outcome"], row["input_tokens"], row["output_tokens"]) == ("client_closed", 13, 0)
+
+
+def processing(llama: LlamaServer) -> int:
+    """How many requests the server works on now."""
+    page = ask(direct(llama), request(None, b"", method="GET", path="/metrics")).body
+    found = re.search(rb"^llamacpp:requests_processing ([0-9]+)", page, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def test_a_plain_answer_that_is_left_stops_on_a_busy_server(gateway: Gateway, llama: LlamaServer) -> None:
+    """The server itself would go on to the end: it looks for a client only when it has had nothing to say for long."""
+    endless = {"max_tokens": 7_000, "ignore_eos": True}
+    before = len(gateway.events())
+    with Raw(direct(llama)) as other:
+        other.send(request(None, body(HELLO, stream=True, **endless)))
+        other.head()
+        client = Raw(gateway)
+        client.send(request(gateway.key, body(HELLO, **endless)))
+        eventually(lambda: processing(llama) == 2, "both are under way")
+        client.close()
+        eventually(lambda: processing(llama) == 1, "the one whose client left has stopped")
+        assert other.chunk()
+        row = eventually(lambda: gateway.events()[before:], "it is recorded")[0]
+        assert (row["outcome"], row["input_tokens"], row["output_tokens"]) == ("client_closed", 13, 0)
+        assert processing(llama) == 1, "the other, which began first and is as long, still runs"
+
+
+def test_a_drained_plain_answer_is_billed_in_full(gateway: Gateway, llama: LlamaServer) -> None:
+    before, counted = len(gateway.events()), Counted(llama)
+    for policy in ("drain", "drain:300"):
+        client = Raw(gateway)
+        key = gateway.new_key("--on-disconnect", policy)
+        client.send(request(key, body(HELLO, max_tokens=600, ignore_eos=True)))
+        eventually(lambda: processing(llama) == 1, "it is under way")
+        client.close()
+        eventually(lambda: processing(llama) == 0, "it has ended")
+    eventually(lambda: len(gateway.events()) == before + 2, "they are recorded")
+    whole, part = gateway.events()[before:]
+    assert (whole["outcome"], whole["count_source"], whole["output_tokens"]) == ("client_closed", "upstream", 600)
+    assert (part["outcome"], part["count_source"]) == ("client_closed", "counted")
+    assert 300 <= part["output_tokens"] < 600
+    assert counted.output - 600 - part["output_tokens"] <= BATCH_TOKENS_MAX + part["output_tokens"] // 30
 
 
 def metrics(gateway: Gateway) -> bytes:

@@ -14,6 +14,7 @@ from billing.money import Pico, PicoPerToken
 from billing.pricing.quote import UnitPrices
 from billing.usage import Usage
 from proxy.admit.limits import Buckets, check, give_back, take_request
+from proxy.relay.gathering import is_same_as_stream
 from proxy.relay.refusals import Refusal
 from proxy.relay.request import CHAT, COMPLETIONS, Ask, forward, read
 from proxy.settle import judged
@@ -193,7 +194,7 @@ def test_what_is_admitted_is_what_is_forwarded(asked: dict[str, Any]) -> None:
             if not taken.wants_usage:
                 options.pop("continuous_usage_stats", None)
             documented["stream_options"] = options
-        elif llama and taken.outputs.total > 1:
+        elif llama and (taken.outputs.total > 1 or is_same_as_stream(COMPLETIONS, body)):
             documented |= {"stream": True, "stream_options": {"include_usage": True}}
         assert json.loads(forwarded.raw) == {**body, **documented}
         assert forwarded.gathers is ("stream" in documented)

@@ -192,7 +192,7 @@ def test_a_stream_always_reports_usage_and_shows_it_only_where_it_was_asked_for(
 def test_an_answer_that_is_not_streamed_is_asked_for_as_it_was(fields: dict[str, Any]) -> None:
     """vLLM refuses `stream_options` without `stream`: to add them would break it, to drop them hide the mistake."""
     taken = ask(**fields)
-    body, forwarded = sent(taken, llama=True)
+    body, forwarded = sent(taken)
     assert body == {**taken.body, "model": "upstream/M"}
     assert (taken.streams, taken.wants_usage, forwarded.hides_usage, forwarded.gathers) == (False, True, False, False)
 
@@ -200,14 +200,17 @@ def test_an_answer_that_is_not_streamed_is_asked_for_as_it_was(fields: dict[str,
 @pytest.mark.parametrize(
     ("endpoint", "fields"),
     [
+        (CHAT, {}),
+        (CHAT, {"stream": False, "max_tokens": 3, "tools": [{}], "logprobs": False}),
+        (COMPLETIONS, {"prompt": "a", "echo": True}),
         (CHAT, {"n": 2}),
-        (CHAT, {"n_cmpl": 2}),
+        (CHAT, {"n_cmpl": 2, "logprobs": True}),
         (COMPLETIONS, {"prompt": ["a", "b"]}),
         (COMPLETIONS, {"prompt": "a", "n": 3}),
     ],
 )
-def test_several_outputs_of_llama_cpp_are_gathered_from_a_stream(endpoint: str, fields: dict[str, Any]) -> None:
-    """It reports only the first otherwise; whoever reports all is asked as the client asked."""
+def test_whole_answers_of_llama_cpp_are_gathered_from_a_stream(endpoint: str, fields: dict[str, Any]) -> None:
+    """It can not be stopped otherwise, and reports only the first output; others are asked as the client asked."""
     taken = ask(endpoint, **fields, stream_options="x")
     body, forwarded = sent(taken, llama=True)
     assert body == {**taken.body, "model": "upstream/M", "stream": True, "stream_options": {"include_usage": True}}
@@ -215,7 +218,23 @@ def test_several_outputs_of_llama_cpp_are_gathered_from_a_stream(endpoint: str, 
     body, forwarded = sent(taken)
     assert body == {**taken.body, "model": "upstream/M"}
     assert not forwarded.gathers
-    assert not sent(ask(endpoint, **fields, stream=True), llama=True)[1].gathers
+    assert not sent(ask(endpoint, **{**fields, "stream": True}), llama=True)[1].gathers
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({name: value} for name in ("logprobs", "top_logprobs", "n_probs") for value in (True, 2)),
+        {"verbose": True},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "He"}]},
+    ],
+)
+def test_what_a_stream_does_not_tell_is_asked_for_whole(fields: dict[str, Any]) -> None:
+    """Equal bytes come before an early stop: with one output, these answers differ from what their stream says."""
+    taken = ask(CHAT, **fields)
+    body, forwarded = sent(taken, llama=True)
+    assert (forwarded.gathers, body) == (False, {**taken.body, "model": "upstream/M"})
+    assert sent(ask(CHAT, **fields, n=2), llama=True)[1].gathers
 
 
 # outputs and their limit
