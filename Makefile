@@ -13,7 +13,7 @@ demo: $(READY)  ## The main job on real local inference, in about a minute; leav
 test: $(READY) system  ## The fast suite, on SQLite and PostgreSQL
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
 
-test-slow: $(READY) system  ## What takes minutes: long fault runs, re-derivations
+test-slow: $(READY) system  ## What takes minutes: long fault runs, a thousand random requests, others' clients (needs npm)
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests
 
 check: $(READY)  ## Lint, format, types
@@ -39,7 +39,8 @@ system:
 	@missing=; \
 	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing="$$missing nginx-light"; \
-	command -v openssl >/dev/null || missing="$$missing openssl"; \
+	for program in openssl curl; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	case "$(MAKECMDGOALS)" in *test-slow*) command -v npm >/dev/null || missing="$$missing npm";; esac; \
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	[ -z "$$missing" ] && exit 0; \
 	command -v apt-get >/dev/null || { echo "install these with your package manager:$$missing" >&2; exit 1; }; \

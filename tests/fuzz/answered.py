@@ -207,7 +207,7 @@ def texts(path: str, kind: str, body: bytes, *, streams: bool = False) -> str:
     kind = kind.lower()
     if kind.startswith(EVENTS) or (streams and path not in endpoints.OLLAMA and not _text(path, _parsed(body))):
         parts = [_text(path, event) for event in _events_of(body)]
-    elif path in endpoints.OLLAMA and not isinstance(_parsed(body), dict):
+    elif path in endpoints.OLLAMA and (kind.startswith(LINES) or not isinstance(_parsed(body), dict)):
         parts = [_text(path, event) for event in map(_parsed, body.split(b"\n")[:-1])]
     else:
         parts = [_text(path, _parsed(body))]
