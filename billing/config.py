@@ -41,9 +41,14 @@ class Gateway(_Section):
 
 
 class Database(_Section):
-    """Where the ledger is: `sqlite:///weir.db` or `postgresql+psycopg://…`."""
+    """Where the ledger is: `sqlite:///weir.db` or `postgresql+psycopg://…`, and what holds while it is away.
+
+    `spool` is the folder in which events wait then; `stale_s_max` is how long keys and prices are used as they were.
+    """
 
     url: str = "sqlite:///weir.db"
+    spool: str = "weir-spool"
+    stale_s_max: int = Field(default=86_400, ge=1, le=30 * 86_400)
 
 
 class Upstream(_Section):
@@ -255,10 +260,10 @@ def _first_fault(error: ValidationError) -> str:
 def _with_absolute_database(config: Config, folder: Path) -> Config:
     prefix = "sqlite:///"
     url = config.database.url
-    if not url.startswith(prefix) or url.startswith(prefix + "/"):
-        return config
-    absolute = prefix + str(folder / url.removeprefix(prefix))
-    return config.model_copy(update={"database": Database(url=absolute)})
+    if url.startswith(prefix) and not url.startswith(prefix + "/"):
+        url = prefix + str(folder / url.removeprefix(prefix))
+    spool = str(folder / config.database.spool)
+    return config.model_copy(update={"database": config.database.model_copy(update={"url": url, "spool": spool})})
 
 
 def _with_absolute_files(config: Config, folder: Path) -> Config:

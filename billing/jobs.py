@@ -16,10 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from billing import clock
 from billing.clock import DAY_US, SECOND_US, Clock
 from billing.config import Config
+from billing.drain import adopt
 from billing.errors import RefusedError, WeirError
 from billing.ledger import comparisons, inbox, leases, partitions, stripe_objects
 from billing.ledger.database import Database
@@ -43,6 +45,7 @@ RECONCILE_INTERVAL_MS = 60_000
 RECONCILE_US = DAY_US
 TIDY_CUSTOMERS_MAX = 1_000
 RECOVERY_INTERVAL_MS = 1_500
+SPOOL_INTERVAL_MS = 5_000
 SHARDS = 64
 """Rollups are split so that workers do not wait for each other's rows (`billing/ledger/events.py`)."""
 
@@ -138,6 +141,7 @@ class Jobs:
             ]
         recovery = Recovery(self._database, os.getpid() % SHARDS, self._now)
         jobs.append(Job("recovery", RECOVERY_INTERVAL_MS, recovery.run, threading.Event()))
+        jobs.append(Job("spool", SPOOL_INTERVAL_MS, self._adopt_spools, threading.Event()))
         jobs.append(Job(_CREDIT_JOB, CREDIT_INTERVAL_MS, self._tidy_credit, threading.Event()))
         if not self._database.is_sqlite:
             jobs.append(Job("partitions", PARTITIONS_INTERVAL_MS, self._make_partitions, threading.Event()))
@@ -209,6 +213,10 @@ class Jobs:
             for customer_id in found:
                 with self._database.writing() as conn:
                     leases.tidy(conn, customer_id, leases.database_now(conn, self._now))
+
+    def _adopt_spools(self) -> None:
+        """Drain what workers that are gone have left on this host; no election: each spool has one holder."""
+        adopt(self._database, Path(self._config.database.spool), os.getpid() % SHARDS, self._now)
 
     def _make_partitions(self) -> None:
         with self._database.elected(_PARTITIONS_JOB) as is_mine:

@@ -38,6 +38,12 @@ RECORD_BATCH_ROWS_MAX = 512
 RECORD_QUEUE_ROWS_MAX = 50_000
 """Usage events that may wait for a commit; above it new requests are refused."""
 
+SPOOL_ROWS_MAX = 5_000_000
+"""Events that wait in one worker's spool while the database is away, some 8 GB; above it requests are refused."""
+
+SPOOL_CHUNK_ROWS = 1_000
+"""Events that leave the spool in one transaction."""
+
 RESPONSE_BODY_BYTES_MAX = 256 * 2**20
 """A non-streamed answer is held whole until it is recorded; a larger one is an upstream's fault."""
 
@@ -67,3 +73,4 @@ PURSE_WAITERS_MAX = 1_000
 
 assert RATE_PICO_MAX * TOKENS_PER_EVENT_MAX + REQUEST_FEE_PICO_MAX < 2**63
 assert LEASE_PICO_MAX < 2**62
+assert RECORD_BATCH_ROWS_MAX <= SPOOL_CHUNK_ROWS <= SPOOL_ROWS_MAX

@@ -11,8 +11,10 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -39,6 +41,7 @@ from proxy.relay.discovery import Discovery
 from proxy.relay.holding import Terms
 from proxy.relay.services import Services
 from proxy.settle import Recorder
+from proxy.spooling import Drainer, open_spool
 from proxy.supervisor import Supervisor
 
 DRAIN_LOOK_S = 0.05
@@ -113,7 +116,7 @@ async def _serve(config: Config, database: Database, registry: TokenizerRegistry
         server = GracefulServer(options, services, config.gateway.shutdown_grace_s)
         host, port = listener.getsockname()[:2]
         log.info("gateway.listening", extra={"host": host, "port": port})
-        ticking = services.loop.create_task(_tick(services, server), name="weir-tick")
+        ticking = services.loop.create_task(_tick(services, server, config.database.stale_s_max), name="weir-tick")
         _quiet_collector()
         await server.serve(sockets=[listener])
         ticking.cancel()
@@ -172,7 +175,9 @@ async def _opened(
     """Open everything of one worker, and close it in reverse."""
     loop = asyncio.get_running_loop()
     directory = Directory(database, config.billing.default_margin, config.billing.currency)
-    recorder = Recorder(database, loop, os.getpid() % SHARDS)
+    shard, spool = os.getpid() % SHARDS, open_spool(Path(config.database.spool))
+    hasty = Database(config.database.url, wait_s=1)
+    recorder = Recorder(hasty, loop, shard, spool)
     counting = Counting(registry, loop, clamps_output=config.audit.clamps_output)
     catalog = Catalog([_server(upstream, loop) for upstream in config.upstreams])
     discovery = Discovery(catalog, loop.call_soon_threadsafe)
@@ -182,22 +187,28 @@ async def _opened(
     services = Services(loop, directory, catalog, recorder, counting, terms, config.gateway.max_body_mb * 2**20)
     services.gauges = jobs.gauges
     live, checkpointed = services.exchanges, services.checkpointed
-    checkpoints = Checkpoints(database, counting, live, checkpointed, lambda: catalog.models)
+    checkpoints = Checkpoints(hasty, counting, live, checkpointed, lambda: catalog.models, spool)
+    drainer = None if spool is None else Drainer(database, spool, shard)
     await loop.run_in_executor(None, discovery.ask_once)
     for part in (recorder, purses, directory, discovery, jobs):
         part.start()
     checkpoints.start(loop)
+    if drainer is not None:
+        drainer.start()
     try:
         yield services, jobs
     finally:
         await counting.close()
         await recorder.close()
         await checkpoints.close()
+        if drainer is not None:
+            await loop.run_in_executor(None, drainer.stop)
         await purses.close()
         for part in (jobs, discovery, directory):
             await loop.run_in_executor(None, part.stop)
         for server in catalog.servers:
             server.pool.close()
+        hasty.close()
         database.close()
 
 
@@ -206,11 +217,13 @@ def _server(upstream: Upstream, loop: asyncio.AbstractEventLoop) -> Server:
     return Server(upstream, Pool(upstream, loop), kind, dict(upstream.models))
 
 
-async def _tick(services: Services, server: "GracefulServer") -> None:
+async def _tick(services: Services, server: "GracefulServer", stale_s_max: int) -> None:
     """Look once a second for upstreams that are silent and for clients that are idle: no timer per request."""
     while True:
         await asyncio.sleep(TICK_S)
         now = services.loop.time()
+        services.recorder.check_time(time.monotonic())
+        services.is_stale = services.directory.age_s(time.monotonic()) > stale_s_max
         for exchange in list(services.exchanges):
             exchange.check_time(now)
         for connection in list(server.server_state.connections):

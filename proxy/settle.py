@@ -1,8 +1,9 @@
 """Settlement: usage becomes a priced event, the event is durable, and only then may the last bytes leave (I1).
 
 `Recorder` is a group commit: one thread writes, all events that arrive during a commit go into the next one, so that
-many requests share one fsync. What can not be recorded is not released; and as long as nothing can be recorded, new
-requests are refused (`is_failing`), since what they would be given could never be billed.
+many requests share one fsync. While the database is away events go to the spool, which is as durable. What can not be
+recorded is not released; and as long as nothing can be recorded, new requests are refused (`is_failing`), since what
+they would be given could never be billed.
 
 Idle, an event is handed over at once; under load the hand-over lingers one millisecond, because waking a thread for
 each event costs more than SQLite does (24 against 18 µs, measured in facts/performance.md).
@@ -24,6 +25,7 @@ from billing.ledger.accounts import Principal
 from billing.ledger.charges import Charge
 from billing.ledger.database import Connection, Database, DatabaseError, is_away
 from billing.ledger.due import Due
+from billing.ledger.spool import Spool, SpoolError
 from billing.limits import RECORD_BATCH_ROWS_MAX, RECORD_QUEUE_ROWS_MAX, TOKENS_PER_EVENT_MAX
 from billing.pricing.quote import Quote
 from billing.usage import Anomaly, Usage, UsageEvent, provable
@@ -31,6 +33,12 @@ from billing.usage import Anomaly, Usage, UsageEvent, provable
 LINGER_S = 0.001
 LINGER_FROM_ROWS = 4
 RETRY_FOR_S = 8.0
+SPOOL_AFTER_S = 0.5
+"""How long the first events wait for a database that is away before they are spooled; those after them do not wait."""
+
+STUCK_AFTER_S = 3.0
+"""How long a commit on PostgreSQL may take before its connection is cut: a server may be there and say nothing."""
+
 CLOSE_WITHIN_S = 20.0
 RETRY_PAUSE_S = 0.05
 PROBE_INTERVAL_S = 0.5
@@ -78,7 +86,11 @@ def window_start(principal: Principal, instant: int) -> int:
 class Recorder:
     """Events in, durable rows out; callbacks on the event loop."""
 
-    def __init__(self, database: Database, loop: asyncio.AbstractEventLoop, shard: int) -> None:
+    def __init__(
+        self, database: Database, loop: asyncio.AbstractEventLoop, shard: int, spool: Spool | None = None
+    ) -> None:
+        self._spool = spool
+        self._committing_since: float | None = None
         self._database = database
         self._loop = loop
         self._shard = shard
@@ -108,6 +120,26 @@ class Recorder:
     def is_full(self) -> bool:
         """Whether more events wait than should: new requests are refused until it falls."""
         return len(self._waiting) >= RECORD_QUEUE_ROWS_MAX
+
+    @property
+    def spool_state(self) -> str:
+        """Say in words what the spool holds: "ok" if nothing."""
+        if self._spool is None:
+            return "unavailable: see the log"
+        if self._spool.refused:
+            return f"{self._spool.refused} events were refused by the ledger: see the log"
+        return f"{self._spool.rows} events wait for the database" if self._spool.rows else "ok"
+
+    @property
+    def spooled_rows(self) -> int:
+        """How many events wait in the spool."""
+        return 0 if self._spool is None else self._spool.rows
+
+    def check_time(self, now: float) -> None:
+        """Cut the connection of a commit that does not return; `now` is the monotonic clock's."""
+        since = self._committing_since
+        if since is not None and now - since > STUCK_AFTER_S:
+            self._database.interrupt(self._held)
 
     def submit(self, entry: Entry) -> None:
         """Take an event; `entry.done` is called when it is durable, or when it can not be made so."""
@@ -141,23 +173,43 @@ class Recorder:
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
-            failed = frozenset(entry.event.id for entry in self._undurable(batch, is_retry=False))
+            failed = frozenset(entry.event.id for entry in self._store(batch))
             self._loop.call_soon_threadsafe(self._written, batch, failed)
         for connection in self._held:
             connection.close()
 
     def _next(self) -> list[Entry] | None:
-        """Wait for a batch; while failing, find out meanwhile whether the database takes writes again."""
-        while self.is_failing:
+        """Wait for a batch; while it is away, find out meanwhile whether the database takes writes again."""
+        while self.is_failing or self.is_away:
             try:
                 return self._batches.get(timeout=PROBE_INTERVAL_S)
             except Empty:
                 self._commit_once([], is_retry=False)
         return self._batches.get()
 
+    def _store(self, batch: list[Entry]) -> list[Entry]:
+        """Make a batch durable, after what is spooled already; return those entries with which that can not be done."""
+        if self._spool is not None and self._spool.rows:
+            return self._spooled(batch)
+        return self._undurable(batch, is_retry=False)
+
+    def _spooled(self, batch: list[Entry]) -> list[Entry]:
+        fault = "there is no spool"
+        if self._spool is not None:
+            try:
+                self._spool.append([Due(entry.event, entry.quote, entry.credit) for entry in batch])
+            except SpoolError as error:
+                fault = str(error)
+            else:
+                self.is_failing = False
+                return []
+        log.error("record.failed", extra={"rows": len(batch), "error": fault})
+        self.is_failing = True
+        return batch
+
     def _undurable(self, batch: list[Entry], *, is_retry: bool) -> list[Entry]:
         """Make the batch durable, and return those of its entries with which that can not be done."""
-        deadline = time.monotonic() + RETRY_FOR_S
+        deadline = time.monotonic() + (RETRY_FOR_S if self._spool is None else SPOOL_AFTER_S)
         while not self._commit_once(batch, is_retry=is_retry):
             if not self.is_away:
                 return self._refused(batch)
@@ -165,9 +217,7 @@ class Recorder:
                 log.warning("record.waiting", extra={"rows": len(batch)})
             is_retry = True
             if self.is_failing or time.monotonic() > deadline:
-                log.error("record.failed", extra={"rows": len(batch)})
-                self.is_failing = True
-                return batch
+                return self._spooled(batch)
             time.sleep(RETRY_PAUSE_S)
         return []
 
@@ -181,6 +231,7 @@ class Recorder:
 
     def _commit_once(self, batch: list[Entry], *, is_retry: bool) -> bool:
         """Commit the batch, or tell that it failed; `is_away` then says whether the database was not to be had."""
+        self._committing_since = time.monotonic()
         try:
             self._commit(batch, is_retry=is_retry)
         except DatabaseAwayError:
@@ -195,6 +246,8 @@ class Recorder:
         else:
             self.is_away = self.is_failing = False
             return True
+        finally:
+            self._committing_since = None
         return False
 
     def _commit(self, batch: list[Entry], *, is_retry: bool) -> None:

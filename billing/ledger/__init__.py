@@ -22,6 +22,7 @@ because nothing may query behind the reader's back, and the hot insert binds a N
     leases      slices of credit that workers hold
     charges     usage that credit pays for: the event and what it takes from leases, in one transaction
     due         an event that is not recorded yet, also as the text that checkpoints and the spool keep
+    spool       events that wait on this host while the database is away
     inflight    checkpoints of streams in flight, and what becomes of them when their worker dies
     outbox      rollup deltas → meter_batches and carry
     standings   where each customer stands with Stripe: units sent, unsent, carried

@@ -372,6 +372,13 @@ def principal(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
     )
 
 
+def usable_secrets(conn: sa.Connection, rows_max: int) -> list[str]:
+    """Return the SHA-256 of keys that are not revoked, newest first, in hex."""
+    keys = schema.api_keys
+    query = sa.select(keys.c.secret_sha256).where(keys.c.revoked_at.is_(None)).order_by(keys.c.id.desc())
+    return list(conn.execute(query.limit(rows_max)).scalars())
+
+
 def _checked_name(text: str) -> str:
     name = _checked_text(text, "the name")
     if name.startswith(_ID_PREFIXES):

@@ -8,8 +8,9 @@ a commit that returned survives a power cut (https://sqlite.org/pragma.html#prag
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -26,14 +27,18 @@ Connection = sa.Connection
 DatabaseError = DBAPIError
 """Whatever the database says no with; `is_away` tells an outage from a fault of ours."""
 
-SQLITE_BUSY_TIMEOUT_MS = 10_000
+WAIT_S = 10
+SILENT_MS_MAX = 5_000
+"""How long PostgreSQL's host may leave what we sent unacknowledged: a cut network is noticed by then."""
+
 SQLITE_CACHE_KIB = 16 * 1024
 
 
 class Database:
     """One database, its engine, and how to open transactions on it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, wait_s: int = WAIT_S) -> None:
+        """`wait_s`: how long a statement waits for others' locks before the database counts as away."""
         try:
             parsed = sa.engine.make_url(url)
         except sa.exc.ArgumentError:
@@ -44,7 +49,7 @@ class Database:
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         self.url = parsed
-        self.engine = _sqlite_engine(parsed) if self.is_sqlite else _postgresql_engine(parsed)
+        self.engine = _sqlite_engine(parsed, wait_s) if self.is_sqlite else _postgresql_engine(parsed, wait_s)
 
     def close(self) -> None:
         """Give back every pooled connection."""
@@ -97,6 +102,13 @@ class Database:
         with connection:
             yield connection
 
+    def interrupt(self, held: list[sa.Connection]) -> None:
+        """Cut a PostgreSQL connection under another thread's statement, which then fails as if the server had gone."""
+        driver = held[0].connection.dbapi_connection if held and not self.is_sqlite else None
+        if driver is not None:
+            with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno())) as cut:
+                cut.shutdown(socket.SHUT_RDWR)
+
     def ping(self) -> None:
         """Raise DatabaseAwayError unless the database answers a query."""
         try:
@@ -148,16 +160,18 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(cause).split())[:200]
 
 
-def _sqlite_engine(url: sa.URL) -> sa.Engine:
+def _sqlite_engine(url: sa.URL, wait_s: int) -> sa.Engine:
     if not url.database or url.database == ":memory:":
         raise ConfigError("database.url must name a file, such as sqlite:///weir.db")
-    engine = sa.create_engine(url, poolclass=QueuePool, pool_size=8, hide_parameters=True, connect_args={"timeout": 10})
+    engine = sa.create_engine(
+        url, poolclass=QueuePool, pool_size=8, hide_parameters=True, connect_args={"timeout": wait_s}
+    )
 
     @sa.event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves: sqlite3's own begins too late for reads
         for pragma in (
-            f"busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}",
+            f"busy_timeout = {wait_s * 1_000}",
             "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
@@ -172,7 +186,21 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
     return engine
 
 
-def _postgresql_engine(url: sa.URL) -> sa.Engine:
-    return sa.create_engine(
-        url, pool_size=8, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": 5}
-    )
+def _postgresql_engine(url: sa.URL, wait_s: int) -> sa.Engine:
+    """Return the engine; a server that is gone without a word is noticed by TCP, a lock is not waited for for ever."""
+    arguments: dict[str, int | str] = {
+        "connect_timeout": min(5, max(2, wait_s)),
+        "tcp_user_timeout": SILENT_MS_MAX,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+    }
+    engine = sa.create_engine(url, pool_size=8, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)
+    if wait_s < WAIT_S:
+
+        @sa.event.listens_for(engine, "connect")
+        def _prepare(connection: Any, _record: Any) -> None:
+            connection.execute(f"SET lock_timeout = '{wait_s}s'")
+            connection.commit()
+
+    return engine

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
-from billing.tokens.cuts import last_cut
+from billing.tokens.cuts import SEGMENT_CHARS_MAX, last_cut
 from billing.tokens.vocabulary import Vocabulary
 
 CHOICES_MAX: Final = 1_024
@@ -139,6 +139,8 @@ class _Growing:
         if size > 1:
             tail = "".join(self._pieces[:size])
             cut = last_cut(tail, 0, len(tail)) if vocabulary.can_cut and len(tail) >= _FOLD_CHARS_MIN else 0
+            # Where it can not be cut a text is counted in segments anyway (`cuts.segments`): those are folded.
+            cut = cut or len(tail) - len(tail) % SEGMENT_CHARS_MAX
             if cut:
                 self._folded += vocabulary.count(tail[:cut])
                 tail = tail[cut:]

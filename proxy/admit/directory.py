@@ -1,14 +1,17 @@
 """Keys and prices as this worker knows them, at one epoch of the ledger.
 
-A thread polls the epoch (one row by its primary key). When it grew, the prices and the keys in use are loaded again
-and the whole snapshot is replaced by one assignment: a request sees one epoch, old or new, never a mixture. So a
-revoked key, a suspended customer or a new margin holds everywhere within a second, and a request costs no query.
-While the database is away the last snapshot holds.
+A thread polls the epoch (one row by its primary key). When it grew, the prices and the keys (in use, or the newest) are
+loaded again and the whole snapshot is replaced by one assignment: a request sees one epoch, old or new, never a
+mixture. So a revoked key, a suspended customer or a new margin holds everywhere within a second, and a request costs
+no query.
+While the database is away the last snapshot holds, for as long as `[database] stale_s_max` says.
 """
 
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
+from itertools import islice
 
 from billing.errors import DatabaseAwayError
 from billing.ledger import accounts, epoch, versions
@@ -21,7 +24,7 @@ POLL_INTERVAL_S = 0.25
 KEYS_KEPT_MAX = 100_000
 KEYS_RELOADED_MAX = 500
 """Half a millisecond each (measured): more would keep a change from holding within a second. The others are looked up
-when they are shown next."""
+when they are shown next, which needs the database."""
 
 log = logging.getLogger("weir.directory")
 
@@ -46,6 +49,7 @@ class Directory:
         self._thread = threading.Thread(target=self._poll, name="weir-directory", daemon=True)
         self.buckets: dict[str, Buckets] = {}
         self.is_stale = False
+        self._renewed_s = time.monotonic()
         self.snapshot = self._load(())
 
     def start(self) -> None:
@@ -75,6 +79,10 @@ class Directory:
         snapshot.principals[secret] = found
         return found
 
+    def age_s(self, now_s: float) -> float:
+        """Return how long ago the ledger was last seen, at a time of the monotonic clock."""
+        return now_s - self._renewed_s
+
     def buckets_of(self, key_id: str) -> Buckets:
         """Return what a key has used of its limits on this worker."""
         found = self.buckets.get(key_id)
@@ -86,7 +94,9 @@ class Directory:
         with self._database.reading() as conn:
             number = epoch.current(conn)
             book = versions.load_book(conn, default_margin=self._default_margin, currency=self._currency)
-            principals = {secret: accounts.principal(conn, secret.hex()) for secret in known}
+            newest = [bytes.fromhex(text) for text in accounts.usable_secrets(conn, KEYS_RELOADED_MAX)]
+            wanted = islice(dict.fromkeys((*known, *newest)), KEYS_RELOADED_MAX)
+            principals = {secret: accounts.principal(conn, secret.hex()) for secret in wanted}
         return Snapshot(number, book, principals)
 
     def _poll(self) -> None:
@@ -97,6 +107,7 @@ class Directory:
                 if number != self.snapshot.epoch:
                     known = [secret for secret, found in list(self.snapshot.principals.items()) if found is not None]
                     self.snapshot = self._load(tuple(known[:KEYS_RELOADED_MAX]))
+                self._renewed_s = time.monotonic()
                 self.is_stale = False
             except (DatabaseAwayError, DatabaseError) as error:
                 if not self.is_stale:

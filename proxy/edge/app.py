@@ -1,6 +1,7 @@
 """The control plane: FastAPI behind the same port. Everything that is not listed here or metered is 404.
 
-`/healthz` says that the process runs; `/readyz` that it can do its work; `/metrics` counts, in Prometheus' text format,
+`/healthz` says that the process runs; `/readyz` that it can do its work (200 and "degraded" while the database is away
+and usage is spooled); `/metrics` counts, in Prometheus' text format,
 without customers' names or texts.
 """
 
@@ -26,6 +27,9 @@ from proxy.relay.headers import credential
 from proxy.relay.refusals import Refusal, retry_after
 from proxy.relay.services import Services
 from proxy.relay.shapes import error_body
+
+_BEARABLE = ("database", "spool")
+"""What may be wrong while postpaid customers are served all the same."""
 
 WEBHOOK_BYTES_MAX = 1024 * 1024
 _AWAY = Refusal("recording_unavailable", "this key can not be checked now; try again", headers=(retry_after(1),))
@@ -64,13 +68,16 @@ def _add_health(app: FastAPI, database: Database, services: Services) -> None:
         checks = {"upstreams": "ok" if services.catalog.models else "no upstream has told its models"}
         try:
             await run_in_threadpool(database.ping)
-            checks["database"] = "ok"
+            checks["database"] = "away: usage is spooled" if services.recorder.is_away else "ok"
         except DatabaseAwayError as error:
             checks["database"] = str(error)
         checks["recorder"] = "failing" if services.recorder.is_failing else "ok"
         checks["gateway"] = "shutting down" if services.is_shutting_down else "ok"
-        is_ready = all(check == "ok" for check in checks.values())
-        status = "ready" if is_ready else "not ready"
+        checks["directory"] = "keys and prices are too old" if services.is_stale else "ok"
+        checks["spool"] = services.recorder.spool_state
+        is_ready = all(check == "ok" for name, check in checks.items() if name not in _BEARABLE)
+        is_well = all(check == "ok" for check in checks.values())
+        status = "ready" if is_well else "degraded" if is_ready else "not ready"
         return JSONResponse({"status": status, "checks": checks}, 200 if is_ready else 503)
 
     @app.get("/metrics")

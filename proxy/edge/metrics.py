@@ -24,6 +24,8 @@ def exposition(services: Services) -> str:
     gauges: tuple[tuple[str, str, int], ...] = (
         ("weir_requests_in_flight", "Requests being relayed now.", len(services.exchanges)),
         ("weir_directory_stale", "1 while keys and prices can not be renewed.", int(services.directory.is_stale)),
+        ("weir_database_away", "1 while the database can not be written.", int(services.recorder.is_away)),
+        ("weir_spooled_events", "Events that wait for the database.", services.recorder.spooled_rows),
         ("weir_recorder_failing", "1 while usage can not be recorded.", int(services.recorder.is_failing)),
     )
     known = dict(services.gauges)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _SHUTTING_DOWN = Refusal("shutting_down", "this gateway is restarting; try again", headers=(retry_after(1),))
 _UNRECORDED = Refusal("recording_unavailable", "usage can not be recorded now; try again", headers=(retry_after(1),))
+_STALE = Refusal(
+    "recording_unavailable", "keys and prices have not been renewed for too long", headers=(retry_after(1),)
+)
 _BEHIND = Refusal("recording_unavailable", "usage can not be recorded fast enough now", headers=(retry_after(1),))
 
 
@@ -36,6 +39,7 @@ class Services:
     exchanges: "set[Exchange]" = field(default_factory=set)
     checkpointed: set[str] = field(default_factory=set)
     is_shutting_down: bool = False
+    is_stale: bool = False
     refusals: Counter[str] = field(default_factory=Counter)
     upstream_errors: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -50,6 +54,8 @@ class Services:
             return _SHUTTING_DOWN
         if self.recorder.is_failing:
             return _UNRECORDED
+        if self.is_stale:
+            return _STALE
         return _BEHIND if self.recorder.is_full else None
 
     def count_event(self, event: UsageEvent) -> None:

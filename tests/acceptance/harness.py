@@ -224,6 +224,20 @@ class Gateway:
         finally:
             connection.close()
 
+    @property
+    def readiness(self) -> Any:
+        """What `/readyz` says."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
+        try:
+            connection.request("GET", "/readyz")
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def await_drained(self) -> None:
+        """Return when nothing is left in the spool."""
+        eventually(lambda: self.readiness["status"] == "ready", "the spool is drained")
+
     def kill9(self) -> None:
         """SIGKILL, as a machine that dies. Returns when the process is gone."""
         process = self._running()

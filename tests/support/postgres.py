@@ -148,6 +148,13 @@ class PostgresServer:
         self._process.wait()
         self._process = None
 
+    def processes(self) -> list[int]:
+        """The process ids of the postmaster and of its children now."""
+        assert self._process is not None, "the server does not run"
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        return [pid, *(int(child) for child in children.split())]
+
     def close(self) -> None:
         """Stop the server for good; the guard, whose input ends here, removes what is left."""
         self.stop()

@@ -1,0 +1,72 @@
+"""From spools to the ledger: once, in order, and whoever's spool it is.
+
+A chunk is one transaction of the ledger; only then does it leave the spool. A crash in between finds the events there
+already, and writes nothing twice (`inflight.resolved`). What the ledger refuses by itself, one event at a time, is set
+aside, so that it does not stop the others.
+"""
+
+import logging
+from pathlib import Path
+
+from billing.clock import Clock
+from billing.ledger import due as dues
+from billing.ledger import inflight, leases, spool
+from billing.ledger.database import Database, DatabaseError, is_away
+from billing.ledger.due import Due
+from billing.ledger.spool import Spool, Spooled
+from billing.limits import SPOOL_CHUNK_ROWS
+
+log = logging.getLogger("weir.spool")
+
+
+def drain(database: Database, source: Spool, shard: int, now: Clock) -> int:
+    """Bring all events of a spool into the ledger, and return how many that were.
+
+    Raises DatabaseAwayError or DatabaseError while the database is away, SpoolError.
+    """
+    drained = 0
+    while chunk := source.first(SPOOL_CHUNK_ROWS):
+        drained += _drain_chunk(database, source, chunk, shard, now)
+    return drained
+
+
+def adopt(database: Database, folder: Path, shard: int, now: Clock) -> int:
+    """Drain every spool whose worker is gone; its streams in flight become interrupted events. Raises as `drain`."""
+    drained = 0
+    for orphan in spool.orphans(folder):
+        try:
+            drained += drain(database, orphan, shard, now)
+            left = orphan.checkpoints()
+            if left:
+                _record(database, left, shard, now)
+                orphan.forget_checkpoints()
+                drained += len(left)
+        finally:
+            orphan.close()
+    if drained:
+        log.warning("spool.adopted", extra={"rows": drained})
+    return drained
+
+
+def _drain_chunk(database: Database, source: Spool, chunk: list[Spooled], shard: int, now: Clock) -> int:
+    try:
+        _record(database, [each.due for each in chunk], shard, now)
+    except DatabaseError as error:
+        if is_away(error):
+            raise
+        if len(chunk) == 1:
+            log.exception("spool.refused", extra={"event": chunk[0].due.event.id})
+            source.set_aside(chunk[0].seq)
+            return 0
+        middle = len(chunk) // 2
+        return sum(_drain_chunk(database, source, half, shard, now) for half in (chunk[:middle], chunk[middle:]))
+    source.remove([each.seq for each in chunk])
+    return len(chunk)
+
+
+def _record(database: Database, found: list[Due], shard: int, now: Clock) -> None:
+    with database.writing() as conn:
+        dues.store_quotes(conn, [due.quote for due in found])
+        losses = dues.append(conn, inflight.resolved(conn, found), shard, leases.database_now(conn, now))
+    for loss in losses:
+        log.error("credit.uncovered", extra={"event": loss.adjusts, "amount_pico": -loss.amount_pico})
