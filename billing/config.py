@@ -118,6 +118,7 @@ class Stripe(_Section):
     api_base: str = "https://api.stripe.com"
     meter_events_base: str = "https://meter-events.stripe.com"
     meter_event_name: str = Field(default="weir_usage_micro", min_length=1, max_length=100)
+    return_url: str = Field(default="", pattern=r"^(https?://\S+)?$", max_length=2000)
 
     @property
     def is_active(self) -> bool:
@@ -191,6 +192,11 @@ class Config(_Section):
     dunning: Dunning = Dunning()
     limits: Limits = Limits()
     audit: Audit = Audit()
+
+    @property
+    def stripe_return_url(self) -> str:
+        """Where Stripe's pages send a customer who has paid; the gateway's own page unless it is set."""
+        return self.stripe.return_url or f"http://{self.gateway.host}:{self.gateway.port}/portal"
 
     @field_validator("upstreams")
     @classmethod

@@ -27,7 +27,7 @@ from billing.ledger import comparisons, inbox, leases, partitions, stripe_object
 from billing.ledger.database import Database
 from billing.ledger.stripe_objects import Kind
 from billing.recovery import Recovery
-from billing.stripe_sync import process, push, reconcile, refresh, turn
+from billing.stripe_sync import autotopup, process, push, reconcile, refresh, topups, turn
 from billing.stripe_sync.client import connect
 from billing.stripe_sync.port import StripePort
 
@@ -37,6 +37,7 @@ INBOX_INTERVAL_MS = 500
 """Another process may have received the event: a webhook has to take effect within a second anyway."""
 
 DUNNING_INTERVAL_MS = 60_000
+TOPUPS_INTERVAL_MS = 5_000
 PARTITIONS_INTERVAL_MS = 24 * 3_600_000
 CREDIT_INTERVAL_MS = 30_000
 RECONCILE_INTERVAL_MS = 60_000
@@ -138,6 +139,7 @@ class Jobs:
                 ),
                 Job("dunning", DUNNING_INTERVAL_MS, lambda: self._sweep(port), threading.Event()),
                 Job("reconcile", RECONCILE_INTERVAL_MS, lambda: self._reconcile(port), threading.Event()),
+                Job("topups", TOPUPS_INTERVAL_MS, lambda: self._top_up(port), threading.Event()),
             ]
         recovery = Recovery(self._database, os.getpid() % SHARDS, self._now)
         jobs.append(Job("recovery", RECOVERY_INTERVAL_MS, recovery.run, threading.Event()))
@@ -201,6 +203,13 @@ class Jobs:
             last = comparisons.last_run(conn)
         before = set_up_at if last is None else last.finished_at
         return before is not None and self._now() - before >= RECONCILE_US
+
+    def _top_up(self, port: StripePort) -> None:
+        """Charge cards of whoever runs out of credit, and look after payments of which nothing was heard."""
+        with self._database.elected(turn.ACCOUNTS) as is_mine:
+            if is_mine:
+                topups.sweep(self._database, port, self._now)
+                autotopup.run(self._database, port, self._now)
 
     def _tidy_credit(self) -> None:
         """Give back what dead workers held; whoever needs it before does so too, so this only keeps the books tidy."""

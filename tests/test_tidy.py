@@ -49,6 +49,7 @@ PURE = (
     *("billing/money.py", "billing/usage.py", "billing/limits.py", "billing/address.py", "billing/calendar.py"),
     "billing/disconnect.py",
     *("billing/credit/*.py", "billing/pricing/*.py", "billing/stripe_sync/batches.py", "billing/stripe_sync/retry.py"),
+    *("billing/stripe_sync/paid_in.py", "billing/stripe_sync/subjects.py", "billing/stripe_sync/minor_units.py"),
     *("billing/stripe_sync/effects.py", "proxy/meter/*.py", "proxy/admit/decide.py", "proxy/admit/limits.py"),
     *("proxy/relay/refusals.py", "proxy/relay/headers.py", "proxy/relay/request.py", "proxy/relay/lifecycle.py"),
     *("proxy/relay/decoding.py", "proxy/relay/doubt.py", "billing/tokens/drift.py", "proxy/relay/gathering.py"),

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from billing.cli import topup
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
 from billing.clock import instant_text, parse_instant
@@ -109,6 +110,10 @@ def revoke(session: Session, credit_id: str, *, reason: str, yes: bool) -> None:
     click.echo(f"took back {format_amount(taken, session.config.billing.currency)}")
 
 
+for _command in (topup.topup_link, topup.auto, topup.list_topups):
+    credit.add_command(_command)
+
+
 def row(entry: Entry) -> Row:
     """Return an entry as one row; `credit` is the credit that it changes, `left` what that has after it."""
     return {
@@ -117,6 +122,7 @@ def row(entry: Entry) -> Row:
         "kind": entry.kind.value,
         "amount": amount_text(entry.amount),
         "left": amount_text(entry.left),
+        "owed": amount_text(entry.owed),
         "currency": entry.currency,
         "credit": entry.grant_id,
         "priority": entry.priority,

@@ -78,8 +78,11 @@ def has_any(conn: sa.Connection) -> bool:
     return conn.execute(sa.select(sa.literal(1)).select_from(_AUTO).limit(1)).first() is not None
 
 
-def failed(conn: sa.Connection, setting: AutoTopup, note: str, at: Instant, *, is_final: bool) -> None:
-    """Write down a failure: again in some days, or paused."""
+def failed(conn: sa.Connection, customer_id: str, note: str, at: Instant, *, is_final: bool) -> None:
+    """Write down a failure: again in some days, or paused; nothing if it was switched off meanwhile."""
+    setting = find(conn, customer_id)
+    if setting is None:
+        return
     failures = setting.failures + 1
     is_paused = is_final or failures > len(RETRY_DAYS)
     wait_us = 0 if is_paused else RETRY_DAYS[failures - 1] * DAY_US

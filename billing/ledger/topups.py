@@ -143,6 +143,13 @@ def running(conn: sa.Connection, before: Instant, rows_max: int) -> list[Topup]:
     return [_topup(row) for row in conn.execute(query.order_by(_TOPUPS.c.checked_at, _TOPUPS.c.id).limit(rows_max))]
 
 
+def has_auto_in_flight(conn: sa.Connection, customer_id: str) -> bool:
+    """Tell whether an automatic payment of a customer has no final outcome yet."""
+    is_auto = sa.and_(_TOPUPS.c.customer_id == customer_id, _TOPUPS.c.origin == Origin.AUTO.value)
+    is_running = _TOPUPS.c.state.in_([str(state) for state in RUNNING])
+    return conn.execute(sa.select(sa.literal(1)).where(is_auto, is_running).limit(1)).first() is not None
+
+
 def of_customer(conn: sa.Connection, customer_id: str, rows_max: int) -> list[Topup]:
     """Return a customer's last payments, newest first."""
     query = sa.select(_TOPUPS).where(_TOPUPS.c.customer_id == customer_id)

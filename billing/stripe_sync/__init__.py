@@ -10,6 +10,12 @@
     customers   a customer at Stripe and its subscription
     webhook     verify, store, 200
     effects  P  what Stripe says now, against our account → what changes here
+    paid_in  P  a payment for credit as Stripe has it → what it has to have credited
+    topups      the page where customers pay, and the payment's way into their credit
+    autotopup   saved cards charged when a balance is low
+    disputing   a disputed payment freezes its customer
+    subjects P  what an event is about
+    minor_units P  picounits and the minor units that cards pay
     refresh     one account brought in step with Stripe: fetch, decide, record; and the dunning sweep
     process     works off the stored events
     lanes       several calls at once, at a pace

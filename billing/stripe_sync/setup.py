@@ -19,32 +19,12 @@ from billing.errors import ConfigError, StripeError
 from billing.ledger import audit, stripe_objects
 from billing.ledger.database import Database
 from billing.ledger.stripe_objects import Kind
+from billing.money import PICO_PER_MAJOR
+from billing.stripe_sync.minor_units import pico_per_minor
 from billing.stripe_sync.port import Meter, Price, Product, StripePort
 
 PRODUCT_NAME = "Model usage"
 UNIT_LABEL = "millionth"
-
-# https://docs.stripe.com/currencies: the minor unit of these is the major one.
-_ZERO_DECIMAL = (
-    "bif",
-    "clp",
-    "djf",
-    "gnf",
-    "jpy",
-    "kmf",
-    "krw",
-    "mga",
-    "pyg",
-    "rwf",
-    "vnd",
-    "vuv",
-    "xaf",
-    "xof",
-    "xpf",
-)
-# Of these Stripe's documentation says two things (UGX is zero-decimal, yet given with two decimals), or amounts are
-# restricted (three decimals, the last of which must be 0): one wrong guess would be wrong by a factor of 10 to 100.
-_UNCLEAR = ("ugx", "isk", "bhd", "jod", "kwd", "omr", "tnd")
 
 
 class Action(StrEnum):
@@ -88,9 +68,7 @@ def wanted(config: Config) -> Wanted:
 
 def unit_amount(currency: str) -> str:
     """Return 10⁻⁶ of the major unit in the currency's minor unit: "0.0001" cents for usd."""
-    if currency in _UNCLEAR:
-        raise ConfigError(f"billing.currency = {currency!r}: Stripe's minor unit for it is not settled; use another")
-    return "0.000001" if currency in _ZERO_DECIMAL else "0.0001"
+    return "0.000001" if pico_per_minor(currency) == PICO_PER_MAJOR else "0.0001"
 
 
 def plan(want: Wanted, meters: Iterable[Meter], products: Iterable[Product], price: Price | None) -> tuple[Step, ...]:

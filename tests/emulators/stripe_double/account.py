@@ -85,6 +85,10 @@ class Policy:
         """Stripe: 25 in a sandbox, 100 live; meter events of v1 apart."""
         self.meter_events_per_s_max: int | None = None
         """Stripe: 1,000 live."""
+        self.decline_code = "card_declined"
+        """What a declined saved card is told."""
+        self.is_payment_delayed = False
+        """Whether saved methods take days, as a bank debit."""
         self.is_refusal_kept = True
         """Whether an Idempotency-Key keeps a handler's refusal (no such meter) as it keeps a success."""
         self.is_empty_summary_listed = False
@@ -109,8 +113,12 @@ class Account:
         """Meter event sessions: token to the instant of its end."""
         self.targets: dict[str, Target] = {}
         """Webhook destinations by id."""
-        self.checkout_metadata: dict[str, Json] = {}
-        """By checkout session: metadata for the charge that it will make."""
+        self.checkout_plans: dict[str, Json] = {}
+        """By checkout session: what was asked for the payment intent that it will make."""
+        self.saved_methods: set[tuple[str | None, str]] = set()
+        """(customer, payment method) that may be charged while the holder is away."""
+        self.off_session_intents: set[str] = set()
+        """Intents that were made off session."""
         self.violations: list[str] = []
         self.declined_customers: set[str] = set()
         self.request: Json | None = None

@@ -1,10 +1,15 @@
-"""Checkout sessions of mode `payment`: the top-up path. The test side plays the customer who pays."""
+"""Checkout sessions of mode `payment`: the top-up path. The test side plays the customer who pays.
+
+Documented (https://docs.stripe.com/payments/checkout/fulfill-orders): with a delayed method the session completes with
+`payment_status=unpaid`, and `async_payment_succeeded` or `async_payment_failed` follows; a declined card leaves the
+session open.
+"""
 
 from __future__ import annotations
 
 from decimal import Decimal
 
-from . import payments
+from . import customers, intents
 from .account import Account, Json
 from .clock import DAY_S
 from .errors import invalid
@@ -62,8 +67,10 @@ def create(account: Account, call: Call) -> Json:
         "url": f"https://checkout.stripe.com/c/pay/{session_id}",
     }
     account.add(session)
-    intent = asked.get("payment_intent_data", {}).get("metadata", {})
-    account.checkout_metadata[session_id] = merge_metadata({}, intent)
+    account.checkout_plans[session_id] = {
+        **asked.get("payment_intent_data", {}),
+        "is_customer_made": asked.get("customer_creation") == "always",
+    }
     at: int = session["expires_at"]
     account.schedule(at, lambda: _expire(account, session))
     return session
@@ -83,22 +90,38 @@ def _expire(account: Account, session: Json) -> None:
         account.emit("checkout.session.expired", session)
 
 
-def complete(account: Account, session: Json) -> Json:
-    """The customer pays: a charge, and the two events."""
+def complete(account: Account, session: Json, *, is_delayed: bool = False) -> Json:
+    """The customer pays: a payment intent, a charge, and the events; a delayed method leaves both unsettled."""
     assert session["status"] == "open", f"the session is {session['status']}"
-    charge = payments.new_charge(
-        account,
-        session["customer"],
-        session["amount_total"],
-        session["currency"],
-        account.checkout_metadata[session["id"]],
+    plan = account.checkout_plans[session["id"]]
+    if session["customer"] is None and plan["is_customer_made"]:
+        session["customer"] = customers.make(account, {"email": session["customer_email"]})["id"]
+    intent = intents.make(
+        account, session["customer"], session["amount_total"], session["currency"], plan.get("metadata", {})
     )
+    intent["setup_future_usage"] = plan.get("setup_future_usage")
     session["status"] = "complete"
-    session["payment_status"] = "paid"
-    session["payment_intent"] = charge["payment_intent"]
+    session["payment_intent"] = intent["id"]
     session["url"] = None
-    account.emit("charge.succeeded", charge)
+    session["payment_status"] = "unpaid" if is_delayed else "paid"
+    if is_delayed:
+        intents.begin(account, intent)
+    else:
+        intents.succeed(account, intent)
     account.emit("checkout.session.completed", session)
+    return session
+
+
+def settle(account: Account, session: Json, *, is_paid: bool) -> Json:
+    """The delayed payment of a completed session arrives, or does not."""
+    assert (session["status"], session["payment_status"]) == ("complete", "unpaid"), "nothing is awaited"
+    intent = account.get("payment_intent", session["payment_intent"])
+    if is_paid:
+        session["payment_status"] = "paid"
+        intents.succeed(account, intent)
+    else:
+        intents.fail(account, intent)
+    account.emit(f"checkout.session.async_payment_{'succeeded' if is_paid else 'failed'}", session)
     return session
 
 
@@ -135,7 +158,7 @@ ROUTES: tuple[Route, ...] = (
         "/v1/checkout/sessions",
         create,
         "mode customer customer_email client_reference_id line_items metadata payment_intent_data success_url"
-        " cancel_url expires_at",
+        " cancel_url expires_at customer_creation",
     ),
     route("GET", "/v1/checkout/sessions", listed, "customer payment_intent status created"),
     route("GET", "/v1/checkout/sessions/{session}", retrieve),

@@ -12,7 +12,11 @@ FIELDS = "email name description phone metadata"
 
 def create(account: Account, call: Call) -> Json:
     """POST /v1/customers"""
-    asked = call.parameters
+    return make(account, call.parameters)
+
+
+def make(account: Account, asked: Json) -> Json:
+    """A new customer, with its event."""
     customer: Json = {
         "id": account.new_id("cus"),
         "object": "customer",

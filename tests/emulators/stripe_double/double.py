@@ -22,6 +22,7 @@ from . import (
     error_reports,
     events,
     grants,
+    intents,
     invoices,
     meter_events,
     meters,
@@ -45,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
     *catalog.ROUTES,
     *checkout.ROUTES,
     *grants.ROUTES,
+    *intents.ROUTES,
     *customers.ROUTES,
     *endpoints.ROUTES,
     *error_reports.ROUTES,
@@ -425,10 +427,15 @@ class StripeDouble:
         with self.account.lock:
             return payments.refund(self.account, self.account.get("charge", charge_id), amount, None, {})
 
-    def open_dispute(self, charge_id: str, reason: str = "fraudulent") -> Json:
-        """The cardholder disputes a charge."""
+    def fail_refund(self, refund_id: str) -> Json:
+        """The payer's bank returns a refund."""
         with self.account.lock:
-            return payments.open_dispute(self.account, self.account.get("charge", charge_id), reason)
+            return payments.fail_refund(self.account, self.account.get("refund", refund_id))
+
+    def open_dispute(self, charge_id: str, reason: str = "fraudulent", amount: int | None = None) -> Json:
+        """The cardholder disputes a charge, or a part of it."""
+        with self.account.lock:
+            return payments.open_dispute(self.account, self.account.get("charge", charge_id), reason, amount)
 
     def close_dispute(self, dispute_id: str, *, is_won: bool) -> Json:
         """The bank decides."""
@@ -436,10 +443,22 @@ class StripeDouble:
             dispute = self.account.get("dispute", dispute_id)
             return payments.close_dispute(self.account, dispute, is_won=is_won)
 
-    def complete_checkout(self, session_id: str) -> Json:
-        """The customer pays on the Checkout page."""
+    def complete_checkout(self, session_id: str, *, is_delayed: bool = False) -> Json:
+        """The customer pays on the Checkout page; with a delayed method the money comes later, or not."""
         with self.account.lock:
-            return checkout.complete(self.account, self.account.get("checkout.session", session_id))
+            session = self.account.get("checkout.session", session_id)
+            return checkout.complete(self.account, session, is_delayed=is_delayed)
+
+    def settle_checkout(self, session_id: str, *, is_paid: bool) -> Json:
+        """The delayed payment of a completed session arrives, or does not."""
+        with self.account.lock:
+            return checkout.settle(self.account, self.account.get("checkout.session", session_id), is_paid=is_paid)
+
+    def settle_intent(self, intent_id: str, *, is_paid: bool) -> Json:
+        """The delayed payment of an intent arrives, or does not."""
+        with self.account.lock:
+            intent = self.account.get("payment_intent", intent_id)
+            return intents.succeed(self.account, intent) if is_paid else intents.fail(self.account, intent)
 
     def objects(self, kind: str) -> list[Json]:
         """All objects of a type (`invoice`, `customer`, `billing.meter`, …), oldest first; drafts are up to

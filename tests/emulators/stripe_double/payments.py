@@ -8,6 +8,8 @@ Stripe documents.
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import subscriptions
 from .account import Account, Json
 from .errors import ApiError, invalid
@@ -112,8 +114,8 @@ def _invoice_payment(account: Account, invoice: Json, charge: Json, amount: int)
     return account.add(payment)
 
 
-def new_charge(account: Account, customer: str | None, amount: int, currency: str, metadata: Json) -> Json:
-    """A succeeded charge."""
+def new_charge(account: Account, customer: str | None, amount: int, currency: str, metadata: Json, **more: Any) -> Json:
+    """A succeeded charge, or what `more` makes of it."""
     return account.add(
         {
             "id": account.new_id("ch"),
@@ -138,6 +140,7 @@ def new_charge(account: Account, customer: str | None, amount: int, currency: st
             "payment_method": account.new_id("pm"),
             "refunded": False,
             "status": "succeeded",
+            **more,
         }
     )
 
@@ -176,14 +179,26 @@ def refund(account: Account, charge: Json, amount: int | None, reason: str | Non
     return document
 
 
-def open_dispute(account: Account, charge: Json, reason: str) -> Json:
+def fail_refund(account: Account, document: Json) -> Json:
+    """The payer's bank returns a refund: the money is the account's again."""
+    charge = account.get("charge", document["charge"])
+    document["status"] = "failed"
+    document["failure_reason"] = "lost_or_stolen_card"
+    charge["amount_refunded"] -= document["amount"]
+    charge["refunded"] = False
+    account.emit("refund.failed", document)
+    account.emit("refund.updated", document, {"status": "succeeded"})
+    return document
+
+
+def open_dispute(account: Account, charge: Json, reason: str, amount: int | None = None) -> Json:
     """The cardholder's bank takes the money back for now; emits the two documented events."""
     charge["disputed"] = True
     dispute = account.add(
         {
             "id": account.new_id("dp"),
             "object": "dispute",
-            "amount": charge["amount"],
+            "amount": charge["amount"] if amount is None else amount,
             "balance_transactions": [],
             "charge": charge["id"],
             "created": account.now(),
