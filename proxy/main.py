@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "credit": "billing.cli.credit",
         "usage": "billing.cli.usage",
         "report": "billing.cli.report",
+        "simulate": "billing.cli.simulate",
         "trace": "billing.cli.trace",
         "adjust": "billing.cli.adjust",
         "stripe": "billing.cli.stripe",

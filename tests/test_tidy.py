@@ -38,7 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("billing.limits", "billing.errors", "billing.clock", "billing.calendar"),
     ),
     "billing.reports": (
-        *("billing.reports", "billing.ledger", "billing.money", "billing.errors"),
+        *("billing.reports", "billing.ledger", "billing.pricing", "billing.money", "billing.errors"),
         *("billing.clock", "billing.calendar", "billing.credit"),
     ),
     "proxy.meter": ("proxy.meter", "billing.usage", "billing.tokens", "billing.limits"),

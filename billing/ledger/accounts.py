@@ -139,6 +139,11 @@ def get_customer(conn: sa.Connection, customer_id: str) -> Customer:
     return found[0]
 
 
+def customer_names(conn: sa.Connection) -> dict[str, str]:
+    """Return the name of every customer by its id."""
+    return {row.id: row.name for row in conn.execute(sa.select(schema.customers.c.id, schema.customers.c.name))}
+
+
 def find_customer(conn: sa.Connection, name_or_id: str) -> Customer:
     """Return the customer of this id or name. Raises NotFoundError, which names the nearest ones."""
     table = schema.customers

@@ -62,7 +62,7 @@ def sums(conn: sa.Connection, selection: Selection, by: Collection[str]) -> list
         source = source.outerjoin(_KEYS, _KEYS.c.id == _HOURLY.c.api_key_id)
         grouped += [_KEYS.c.name.label("key_name"), _HOURLY.c.api_key_id.label("key_id")]
     summed = [sa.func.sum(_HOURLY.c[name]).label(name) for name in (*_COUNTS, *_MONEY)]
-    query = sa.select(*grouped, *summed).select_from(source).where(*_conditions(selection))
+    query = sa.select(*grouped, *summed).select_from(source).where(*conditions(selection))
     rows = conn.execute(query.group_by(*grouped)).mappings()
     return sorted((_total(row) for row in rows if row["requests"] is not None), key=_order)
 
@@ -70,11 +70,12 @@ def sums(conn: sa.Connection, selection: Selection, by: Collection[str]) -> list
 def span(conn: sa.Connection, selection: Selection) -> tuple[Instant, Instant] | None:
     """Return the starts of the first and the last window with usage, None if there is none."""
     first, last = sa.func.min(_HOURLY.c.window_start), sa.func.max(_HOURLY.c.window_start)
-    row = conn.execute(sa.select(first, last).where(*_conditions(selection))).one()
+    row = conn.execute(sa.select(first, last).where(*conditions(selection))).one()
     return None if row[0] is None else (row[0], row[1])
 
 
-def _conditions(selection: Selection) -> Iterable[sa.ColumnElement[bool]]:
+def conditions(selection: Selection) -> Iterable[sa.ColumnElement[bool]]:
+    """Give what selects the rollup rows."""
     if selection.customer_id is not None:
         yield _HOURLY.c.customer_id == selection.customer_id
     if selection.since is not None:

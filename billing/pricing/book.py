@@ -131,11 +131,19 @@ class PriceBook:
 
     def with_cost_rate(self, rate: CostRate) -> "PriceBook":
         """Return the book as it will be with one more rate."""
-        return PriceBook((*self.cost_rates, rate), self.margin_rules, self.default_margin, self.currency)
+        return self.with_rates((*self.cost_rates, rate))
 
     def with_margin_rule(self, rule: MarginRule) -> "PriceBook":
         """Return the book as it will be with one more rule."""
-        return PriceBook(self.cost_rates, (*self.margin_rules, rule), self.default_margin, self.currency)
+        return self.with_rules((*self.margin_rules, rule))
+
+    def with_rates(self, rates: Iterable[CostRate]) -> "PriceBook":
+        """Return a book with these rates and no others."""
+        return PriceBook(rates, self.margin_rules, self.default_margin, self.currency)
+
+    def with_rules(self, rules: Iterable[MarginRule]) -> "PriceBook":
+        """Return a book with these rules and no others."""
+        return PriceBook(self.cost_rates, rules, self.default_margin, self.currency)
 
     def starts(self, model: str, customer_id: str | None, after: Instant) -> Iterator[Instant]:
         """Give each later instant at which a version that matters to model and customer begins, in order."""

@@ -1,0 +1,47 @@
+"""What `weir simulate` and `weir margin plan` share: the options that describe other prices, and the book they make."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from billing.clock import Instant
+from billing.errors import UsageError
+from billing.ledger.accounts import find_customer
+from billing.ledger.database import Connection
+from billing.pricing import publish, rate_card
+from billing.pricing.margins import MarginRule, Scope
+from billing.pricing.rate_card import Card, Entry
+
+CARD_BYTES_MAX = 2**20
+
+
+def read_card(file: Path, *, force: bool = False) -> Card:
+    """Read a rate card. Raises UsageError, RefusedError."""
+    if file.stat().st_size > CARD_BYTES_MAX:
+        raise UsageError(f"{file} has more than {CARD_BYTES_MAX} bytes and is no rate card")
+    try:
+        return rate_card.parse(file.read_text(encoding="utf-8"), force=force)
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is not UTF-8") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def scope_of(conn: Connection, entry: Entry) -> Scope:
+    """Return whom an entry is for. Raises UsageError for a model's name, NotFoundError for a customer."""
+    if entry.model is not None:
+        publish.check_model_name(entry.model)
+    return Scope(entry.model, None if entry.customer is None else find_customer(conn, entry.customer).id)
+
+
+def rules_of(conn: Connection, entries: Mapping[str, Entry], at: Instant) -> tuple[MarginRule, ...]:
+    """Return the entries as rules that begin at an instant, by the id that each is to have.
+
+    Raises NotFoundError for a customer, UsageError if two entries turn out to be for the same.
+    """
+    rules: dict[Scope, MarginRule] = {}
+    for rule_id, entry in entries.items():
+        scope = scope_of(conn, entry)
+        if scope in rules:
+            raise UsageError(f"the rate card has two tables for {entry.subject}; keep one")
+        rules[scope] = MarginRule(rule_id, scope, entry.margin, entry.allow_loss, at, at)
+    return tuple(rules.values())

@@ -1,0 +1,163 @@
+"""The rate card: margins (and, to simulate, costs) as a TOML text that lives in git. Pure: text in, values out.
+
+    [[margin]]                    # for all, since it names nobody
+    margin = "30%"
+
+    [[margin]]
+    customer = "acme"
+    model = "qwen3.5-9b"
+    margin = "margin:40%"
+
+    [[cost]]                      # only for `weir simulate`
+    model = "qwen3.5-9b"
+    input = "0.03"
+    output = "0.12"
+
+Amounts and shares are texts in quotes, never TOML numbers: those with a fraction would be floats. A card is complete:
+applying it ends every rule that it does not name. A scope stands in it once.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from billing.clock import Instant
+from billing.errors import UsageError
+from billing.pricing import publish
+from billing.pricing.margins import Margin, parse_margin
+from billing.pricing.rates import CostRate
+
+MARGIN_KEYS = ("model", "customer", "margin", "allow_loss")
+COST_KEYS = ("model", "input", "cached_input", "output", "reasoning", "request")
+TABLES = ("margin", "cost")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One rule of a card; whom it is for is named as in the file, the customer by name or id."""
+
+    margin: Margin
+    model: str | None = None
+    customer: str | None = None
+    allow_loss: bool = False
+
+    @property
+    def subject(self) -> str:
+        """Say whom the rule is for."""
+        parts = [("customer", self.customer), ("model", self.model)]
+        return " ".join(f"{name} {value!r}" for name, value in parts if value is not None) or "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a file says: every margin rule, and costs that hold from the beginning of time."""
+
+    margins: tuple[Entry, ...] = ()
+    costs: tuple[CostRate, ...] = ()
+
+
+def parse(text: str, *, force: bool = False) -> Card:
+    """Read a card. Raises UsageError with the table's number and what to write, RefusedError as `weir margin set` does.
+
+    `force` takes unusual margins and rates, as it does there.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the rate card is no TOML: {error}") from None
+    _refuse_unknown("the rate card", raw, TABLES)
+    entries = tuple(_entry(table, where, force=force) for where, table in _tables(raw, "margin"))
+    _refuse_repeated((entry.model, entry.customer, entry.subject) for entry in entries)
+    costs = tuple(_cost(table, where, force=force) for where, table in _tables(raw, "cost"))
+    _refuse_repeated((rate.model, None, f"the cost of {rate.model!r}") for rate in costs)
+    return Card(entries, costs)
+
+
+def render(entries: Iterable[Entry], header: str) -> str:
+    """Write a card that `parse` reads back to the same; `header` becomes its first lines, as remarks."""
+    blocks = ["\n".join(f"# {line}" for line in header.splitlines())]
+    for entry in entries:
+        lines = ["[[margin]]"]
+        lines += [f"{name} = {_quoted(value)}" for name in ("customer", "model") if (value := getattr(entry, name))]
+        lines.append(f"margin = {_quoted(str(entry.margin))}")
+        lines += ["allow_loss = true"] if entry.allow_loss else []
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _quoted(text: str) -> str:
+    r"""Write a basic string of TOML 1.0: quotes, backslashes and what is not printable are escaped as \U."""
+    return (
+        '"'
+        + "".join(char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in text)
+        + '"'
+    )
+
+
+def _tables(raw: Mapping[str, object], name: str) -> list[tuple[str, Mapping[str, object]]]:
+    tables = raw.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"write [[{name}]] in double brackets above each {name}")
+    return [(f"[[{name}]] number {number}", table) for number, table in enumerate(tables, start=1)]
+
+
+def _refuse_unknown(where: str, table: Mapping[str, object], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise UsageError(f"{where} has the unknown key {key!r}; {hint}")
+
+
+def _refuse_repeated(subjects: Iterable[tuple[object, object, str]]) -> None:
+    seen: set[tuple[object, object]] = set()
+    for first, second, name in subjects:
+        if (first, second) in seen:
+            raise UsageError(f"the rate card has two tables for {name}; keep one")
+        seen.add((first, second))
+
+
+def _text(table: Mapping[str, object], key: str, where: str) -> str | None:
+    value = table.get(key)
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f'{where}: write {key} as a text in quotes, such as {key} = "{value}"')
+    return value
+
+
+def _entry(table: Mapping[str, object], where: str, *, force: bool) -> Entry:
+    _refuse_unknown(where, table, MARGIN_KEYS)
+    margin, model = _text(table, "margin", where), _text(table, "model", where)
+    allow_loss = table.get("allow_loss", False)
+    if margin is None:
+        raise UsageError(f'{where} says no margin, such as margin = "30%"')
+    if not isinstance(allow_loss, bool):
+        raise UsageError(f"{where}: allow_loss is true or false")
+    if model is not None:
+        publish.check_model_name(model)
+    chosen = parse_margin(margin, allow_loss=allow_loss, force=force)
+    return Entry(chosen, model, _text(table, "customer", where), allow_loss)
+
+
+def _cost(table: Mapping[str, object], where: str, *, force: bool) -> CostRate:
+    _refuse_unknown(where, table, COST_KEYS)
+
+    def needed(key: str) -> str:
+        value = _text(table, key, where)
+        if value is None:
+            raise UsageError(f"{where} says no {key}")
+        return value
+
+    model = needed("model")
+    publish.check_model_name(model)
+    return CostRate(
+        id=f"simulated {model}",
+        model=model,
+        input=publish.read_rate(needed("input"), "input", force=force),
+        cached_input=publish.read_rate_or_none(_text(table, "cached_input", where), "cached_input", force=force),
+        output=publish.read_rate(needed("output"), "output", force=force),
+        reasoning=publish.read_rate_or_none(_text(table, "reasoning", where), "reasoning", force=force),
+        request=publish.read_fee(_text(table, "request", where) or "0", "request"),
+        effective_from=Instant(0),
+        recorded_at=Instant(0),
+    )
