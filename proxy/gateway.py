@@ -34,6 +34,7 @@ from proxy.admit.purses import Purses
 from proxy.checkpoints import Checkpoints
 from proxy.edge import app as control_plane
 from proxy.edge.protocol import KEEP_ALIVE_S, GatewayProtocol
+from proxy.relay.audit import Auditor
 from proxy.relay.catalog import Catalog, Server
 from proxy.relay.connection import Pool
 from proxy.relay.counting import Counting
@@ -186,6 +187,8 @@ async def _opened(
     terms = Terms(purses, counting, config.limits.default_max_output_tokens)
     services = Services(loop, directory, catalog, recorder, counting, terms, config.gateway.max_body_mb * 2**20)
     services.gauges = jobs.gauges
+    auditor = Auditor(counting, database, config.audit.sample_ppm) if config.audit.sample_ppm else None
+    services.audit = auditor
     live, checkpointed = services.exchanges, services.checkpointed
     checkpoints = Checkpoints(hasty, counting, live, checkpointed, lambda: catalog.models, spool)
     drainer = None if spool is None else Drainer(database, spool, shard)
@@ -195,11 +198,15 @@ async def _opened(
     checkpoints.start(loop)
     if drainer is not None:
         drainer.start()
+    if auditor is not None:
+        auditor.start()
     try:
         yield services, jobs
     finally:
         await counting.close()
         await recorder.close()
+        if auditor is not None:
+            await loop.run_in_executor(None, auditor.stop)
         await checkpoints.close()
         if drainer is not None:
             await loop.run_in_executor(None, drainer.stop)

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "report": "billing.cli.report",
         "simulate": "billing.cli.simulate",
         "trace": "billing.cli.trace",
+        "audit": "billing.cli.audit",
         "adjust": "billing.cli.adjust",
         "stripe": "billing.cli.stripe",
         "db": "billing.cli.db",

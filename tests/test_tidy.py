@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "billing.ledger": (
         *("billing.ledger", "billing.pricing", "billing.money", "billing.usage", "billing.limits"),
         *("billing.errors", "billing.clock", "billing.calendar", "billing.ids", "billing.credit"),
-        "billing.disconnect",
+        *("billing.disconnect", "billing.tokens.drift"),
     ),
     "billing.credit": (
         *("billing.credit", "billing.pricing", "billing.money", "billing.usage"),

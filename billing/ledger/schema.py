@@ -147,6 +147,8 @@ price_quotes = Table(
     sqlite_strict=True,
 )
 
+_IS_ODD = text("anomaly IS NOT NULL")
+
 usage_events = Table(
     "usage_events",
     metadata,
@@ -176,6 +178,7 @@ usage_events = Table(
     Column("tags", Text),
     Column("shard", Integer, nullable=False),
     Column("window_seq", BIG, nullable=False),
+    Index("ix_usage_events_anomaly", "finished_at", sqlite_where=_IS_ODD, postgresql_where=_IS_ODD),
     sqlite_strict=True,
     sqlite_with_rowid=False,
     postgresql_partition_by="RANGE (id)",
@@ -463,6 +466,16 @@ inflight = Table(
     Column("amount_pico", BIG, nullable=False),
     Column("due", Text, nullable=False),
     CheckConstraint("input_tokens >= 0 AND output_tokens >= 0 AND amount_pico >= 0", name="not_negative"),
+    sqlite_strict=True,
+)
+
+_AUDITED = ("samples", "reported", "counted", "slack", "over", "under", "worst_over", "worst_under")
+token_audits = Table(
+    "token_audits",
+    metadata,
+    Column("day", BIG, primary_key=True, autoincrement=False),
+    *(Column(name, Text, primary_key=True) for name in ("model", "upstream", "kind", "version")),
+    *(Column(f"{side}_{name}", BIG, nullable=False) for side in ("input", "output") for name in _AUDITED),
     sqlite_strict=True,
 )
 

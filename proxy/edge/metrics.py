@@ -19,6 +19,12 @@ def exposition(services: Services) -> str:
         ("weir_refusals_total", "Requests refused by Weir, by code.", "code", services.refusals),
         ("weir_upstream_errors_total", "Errors of upstreams, by status.", "status", services.upstream_errors),
         ("weir_tokens_total", "Tokens recorded, by type.", "type", services.tokens),
+        (
+            "weir_audited_total",
+            "Prompts and outputs of the audit's sample, by verdict on the server's count.",
+            "verdict",
+            services.audit.results if services.audit is not None else {},
+        ),
         ("weir_usage_anomalies_total", "Usage that could not be true, by kind.", "kind", services.anomalies),
     )
     gauges: tuple[tuple[str, str, int], ...] = (

@@ -53,6 +53,11 @@ class KnownOutput(OutputTally):
         self._delivered = delivered
 
     @property
+    def seen(self) -> OutputTally:
+        """The text that was seen, for whoever doubts the upstream's count."""
+        return self._delivered
+
+    @property
     def is_empty(self) -> bool:
         """Never: something was generated."""
         return False

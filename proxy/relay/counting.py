@@ -54,6 +54,11 @@ class Claim(NamedTuple):
     reported: Usage
     delivered: Callable[[], OutputTally]
 
+    def seen(self) -> OutputTally:
+        """Return the text that was delivered, whatever the server says that it counts."""
+        tally = self.delivered()
+        return tally.seen if isinstance(tally, KnownOutput) else tally
+
 
 Judged = Callable[[Usage, tuple[Anomaly, ...]], None]
 """Takes what is billed of a report, and what was found wrong with it."""
@@ -143,9 +148,9 @@ class Counting:
             prompt = inquiry.rendered_prompt(claim.server, ask)
             rendered = 0 if prompt is None else vocabulary.prompt_extra + vocabulary.count(prompt)
             found = found._replace(input_tokens=max(found.input_tokens or 0, rendered))
-        tally = None if doubt.has_opaque_output(ask) else claim.delivered()
-        if tally is None or isinstance(tally, KnownOutput):
+        if doubt.has_opaque_output(ask):
             return found
+        tally = claim.seen()
         seen, tools = tally.reasoning_tokens(vocabulary), tally.tool_tokens(vocabulary)
         hidden = doubt.hidden_output(ask, reported, reasoning_seen=seen, tool_tokens=tools)
         return found._replace(output_tokens=tally.output_tokens(vocabulary), hidden_tokens=hidden)
@@ -153,19 +158,26 @@ class Counting:
     def _counted_prompt(self, claim: Claim, vocabulary: Vocabulary) -> doubt.Counted:
         """Return our count of a prompt, or the largest that it may have; None where only the server can know."""
         ask, kind = claim.ask, claim.server.kind
-        is_known = self._registry.choose(ask.model).is_exact and vocabulary.dialect is not Dialect.OTHER
-        found = doubt.Counted(
-            input_tokens=None,
+        counted = self.own_prompt(claim, vocabulary)
+        if counted is not None and doubt.has_templated_fields(ask):
+            counted = max(counted, vocabulary.count(orjson.dumps(ask.body).decode()))
+        return doubt.Counted(
+            input_tokens=counted,
             output_tokens=None,
-            input_slack=doubt.template_slack(ask, kind, is_known=is_known),
+            input_slack=doubt.template_slack(ask, kind, is_known=self.is_known(ask.model, vocabulary)),
             output_tokens_max=ask.limit_on(kind),
         )
+
+    def own_prompt(self, claim: Claim, vocabulary: Vocabulary) -> int | None:
+        """Return our count of a prompt, by the rules of the model's template; None where only the server can know."""
+        ask = claim.ask
         if doubt.has_opaque_prompt(ask) or media_parts(ask.endpoint, ask.body):
-            return found
-        counted = count_prompt(vocabulary, ask.endpoint, ask.body, nfc=server_normalizes(kind))
-        if doubt.has_templated_fields(ask):
-            counted = max(counted, vocabulary.count(orjson.dumps(ask.body).decode()))
-        return found._replace(input_tokens=counted)
+            return None
+        return count_prompt(vocabulary, ask.endpoint, ask.body, nfc=server_normalizes(claim.server.kind))
+
+    def is_known(self, model: str, vocabulary: Vocabulary) -> bool:
+        """Tell whether vocabulary and chat template are known to be the model's own."""
+        return self._registry.choose(model).is_exact and vocabulary.dialect is not Dialect.OTHER
 
     def vocabulary(self, model: str) -> Vocabulary:
         """Return a model's vocabulary, or the built-in one where it has none that can be read."""

@@ -13,6 +13,7 @@ from proxy.relay.refusals import Refusal, retry_after
 from proxy.settle import Recorder
 
 if TYPE_CHECKING:
+    from proxy.relay.audit import Auditor
     from proxy.relay.counting import Counting
     from proxy.relay.exchange import Exchange
     from proxy.relay.holding import Terms
@@ -47,6 +48,7 @@ class Services:
     anomalies: Counter[str] = field(default_factory=Counter)
     gauges: Mapping[str, int] = field(default_factory=dict)
     """What the background jobs last found, by the metric's name."""
+    audit: "Auditor | None" = None
 
     def refusal(self) -> Refusal | None:
         """Say why no request can be taken at all now, None if it can."""

@@ -124,6 +124,10 @@ class Settlement:
         self._finished_at = clock.now()
         assert self._server is not None, "it was dialled"
         if usage is not None:
+            audit = self._services.audit
+            if audit is not None and outcome is Outcome.COMPLETED and audit.picks():
+                size = len(self._forwarded.raw) + self._body_bytes
+                audit.take(Claim(self._ask, self._server, usage, self._delivered), size)
             if self._is_doubtful(usage):
                 claim = Claim(self._ask, self._server, usage, self._delivered)
                 self._services.counting.verify(claim, self._record_judged)

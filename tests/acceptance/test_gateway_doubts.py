@@ -98,6 +98,17 @@ def test_an_output_far_above_what_was_relayed_is_marked_and_billed(
         assert booked(gateway.event(answer.id)) == (7, reported, anomaly)
 
 
+def test_other_protocols_are_doubted_too(gateway: Gateway, fake: FakeUpstream) -> None:
+    """Their usage is told apart from their text, which is what is counted."""
+    usage = {"input_tokens": 7, "output_tokens": 900}
+    content = [{"type": "text", "text": "hello"}]
+    answer = {"type": "message", "role": "assistant", "content": content, "stop_reason": "end_turn", "usage": usage}
+    fake.script(json_answer(answer), path="/v1/messages")
+    asked = {"model": MODEL, "max_tokens": 4_000, "messages": [{"role": "user", "content": "hi"}]}
+    row = gateway.event(ask(gateway, request(gateway.key, asked, path="/v1/messages")).id)
+    assert booked(row) == (7, 900, "output_mismatch")
+
+
 def test_several_faults_are_all_named_and_counted_apart(gateway: Gateway, fake: FakeUpstream) -> None:
     def counted(kind: str) -> int:
         lines = ask(gateway, request(None, path="/metrics", method="GET")).body.decode().splitlines()

@@ -1,45 +1,61 @@
-"""Drift: sums by model and upstream, and a ratio in whole thousandths."""
+"""Drift: sums of samples, and the verdict on a server."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.tokens.drift import Drift, aggregate
+from billing.tokens.drift import Side, Verdict, compared
 
-drifts = st.lists(
-    st.builds(
-        Drift,
-        model=st.sampled_from(["a", "b"]),
-        upstream=st.sampled_from(["llamacpp b1", "vllm 0.32"]),
-        counted=st.integers(0, 10**12),
-        reported=st.integers(0, 10**12),
-    )
+counts = st.integers(0, 10**6)
+samples = st.lists(st.tuples(counts, counts, counts), max_size=20)
+
+
+def summed(found: list[tuple[int, int, int]]) -> Side:
+    """Samples of (reported, counted, slack), added up."""
+    return sum((compared(*one) for one in found), Side())
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        ([], Verdict.NONE),
+        ([(44, 44, 2), (13, 13, 0)], Verdict.EXACT),
+        ([(0, 0, 0)], Verdict.EXACT),
+        ([(45, 44, 2), (13, 13, 0)], Verdict.WITHIN),
+        ([(46, 44, 2)], Verdict.WITHIN),
+        ([(47, 44, 2)], Verdict.OVER),
+        ([(41, 44, 2)], Verdict.UNDER),
+        ([(0, 44, 2)], Verdict.UNDER),
+        ([(88, 44, 2), (0, 44, 2)], Verdict.OVER),  # the sum is right and no sample is
+        ([(60, 44, 2)] + [(44, 44, 2)] * 99, Verdict.WITHIN),  # one odd sample in a hundred
+        ([(60, 44, 2)] + [(44, 44, 2)] * 98, Verdict.OVER),
+        ([(900, 44, 2)] + [(44, 44, 2)] * 399, Verdict.OVER),  # one, but more than all slack together
+        ([(10**30, 44, 2)], Verdict.OVER),
+        ([(-5, 44, 2)], Verdict.UNDER),
+    ],
 )
+def test_verdicts_by_hand(found: list[tuple[int, int, int]], verdict: Verdict) -> None:
+    """At the slack, beyond it, and where differences cancel."""
+    assert summed(found).verdict is verdict
 
 
-def test_the_ratio_is_in_thousandths_to_the_nearest() -> None:
-    """1000 is agreement, 2000 twice as much; nothing counted has no ratio."""
-    assert Drift("m", "u", counted=44, reported=44).per_mille == 1000
-    assert Drift("m", "u", counted=44, reported=88).per_mille == 2000
-    assert Drift("m", "u", counted=2000, reported=1999).per_mille == 1000
-    assert Drift("m", "u", counted=2000, reported=1998).per_mille == 999
-    assert Drift("m", "u", counted=3, reported=0).per_mille == 0
-    assert Drift("m", "u", counted=0, reported=7).per_mille is None
+def test_a_sum_by_hand() -> None:
+    """Every field."""
+    assert summed([(50, 44, 2), (40, 44, 2), (44, 44, 2)]) == Side(3, 134, 132, 6, 1, 1, 6, -4)
 
 
-def test_samples_add_up_by_model_and_upstream() -> None:
-    """One row for each pair, in order of names."""
-    found = aggregate(
-        [Drift("b", "v1", 10, 11), Drift("a", "v1", 1, 1), Drift("b", "v1", 30, 33), Drift("b", "v2", 5, 5)]
-    )
-    assert found == (Drift("a", "v1", 1, 1), Drift("b", "v1", 40, 44, samples=2), Drift("b", "v2", 5, 5))
-    assert found[1].per_mille == 1100
+@given(samples, samples)
+def test_sums_of_sums_are_sums(one: list[tuple[int, int, int]], other: list[tuple[int, int, int]]) -> None:
+    """In any grouping; no token is lost."""
+    assert summed(one) + summed(other) == summed(one + other)
+    total = summed(one)
+    assert (total.reported, total.counted) == (sum(r for r, _, _ in one), sum(c for _, c, _ in one))
 
 
-@given(drifts)
-def test_no_token_is_lost_in_the_sum(found: list[Drift]) -> None:
-    """Totals and samples are kept, whatever the order."""
-    rows = aggregate(found)
-    assert sum(row.counted for row in rows) == sum(row.counted for row in found)
-    assert sum(row.reported for row in rows) == sum(row.reported for row in found)
-    assert sum(row.samples for row in rows) == len(found)
-    assert aggregate(reversed(found)) == rows
+@given(st.lists(st.tuples(counts, st.integers(0, 50)), min_size=1, max_size=20))
+def test_an_honest_server_is_never_accused(found: list[tuple[int, int]]) -> None:
+    """Whatever is within its slack, in either direction, is not over and not under."""
+    honest = [
+        (max(0, counted + (slack if n % 2 else -slack)), counted, slack) for n, (counted, slack) in enumerate(found)
+    ]
+    assert summed(honest).verdict in (Verdict.EXACT, Verdict.WITHIN)
