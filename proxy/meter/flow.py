@@ -121,10 +121,10 @@ class Flow(ABC):
         return with_cost(event, cost, reported)
 
     def _end_with(self, terminal: bytes, *after: bytes) -> None:
-        """Hold the terminal event and what follows it; its text counts if it brings no usage."""
+        """Hold the terminal event and what follows it; their text counts if nothing reports the usage."""
         self._held = [terminal, *after]
         if self.known_usage() is None:
-            self._keep(terminal)
+            self._keep(b"".join(self._held))
 
     def _keep(self, data: bytes) -> None:
         if data:

@@ -183,7 +183,7 @@ _FIELDS: Final = (
         "Set-Cookie: a=1",
         "Trailer: X",
         "Upgrade: h2c",
-        "X: " + "y" * 9_000,
+        "X: " + "y" * 300,
     ),
     *("Date: now", "Retry-After: 5", "Content-Language: de", "Vary: *"),
 )

@@ -302,3 +302,15 @@ def test_a_whole_answer_may_be_an_error() -> None:
     """In a 200, too."""
     assert messages.settle(b'{"type":"error","message":"no"}').is_error
     assert messages.settle(b'{"type":"error","error":{"type":"api_error","message":"no"}}').is_error
+
+
+def test_text_behind_the_end_is_not_free(qwen: Vocabulary) -> None:
+    """Found by fuzzing: clients read on after `message_stop`, so what stands there in the same read is delivered."""
+    stop = event({"type": "message_stop"}, "message_stop")
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello there"}}
+    meter = MessagesMeter()
+    meter.receive(stop + event(delta, "content_block_delta"))
+    settled = meter.finish()
+    assert settled.usage is None
+    assert b"Hello there" in settled.raw
+    assert meter.delivered().output_tokens(qwen) == 2
