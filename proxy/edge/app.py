@@ -46,7 +46,9 @@ def build(config: Config, database: Database, services: Services, wake_jobs: Cal
     async def _refuse(request: Request, error: HTTPException) -> Response:
         code = "method_not_allowed" if error.status_code == 405 else "not_found"
         text = "this method is not allowed here" if error.status_code == 405 else "there is no such path"
-        return refused(request.url.path, Refusal(code, text))
+        allowed = (error.headers or {}).get("Allow") if error.status_code == 405 else None
+        headers = ((b"allow", allowed.encode()),) if allowed else ()
+        return refused(request.url.path, Refusal(code, text, headers=headers))
 
     return app
 

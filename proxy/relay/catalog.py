@@ -1,8 +1,10 @@
 """Public model names and the upstreams that serve them; which one a request goes to.
 
 A configured map is fixed; an upstream without one is asked for its `/v1/models`, again and again. The choice is the
-upstream with the least work for its weight, among those that answered last time; one that could not be reached is
-left alone for a while that doubles, and tried again when nobody else serves the model.
+upstream with the least work for its weight, among those that answered last time. One that could not be reached, hung up
+or timed out before it answered, or said that it is not available (502, 503, 504) is left alone for a while that
+doubles: it has nothing in flight, so it would get every request. It is tried again when nobody else serves the model,
+and one that could not be reached as soon as discovery finds it.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +16,9 @@ from proxy.relay.headers import Headers
 
 REST_S_MIN = 1.0
 REST_S_MAX = 30.0
+UNAVAILABLE = frozenset({502, 503, 504})
+"""Answers of a server, or of a proxy before it, that can not serve now. 500 is none: llama.cpp says so of bad requests
+(measured), and one customer's mistakes must not take a server from the others."""
 
 OWNERS = {
     "llamacpp": "llamacpp",
@@ -36,6 +41,7 @@ class Server:
     in_flight: int = 0
     failures: int = 0
     resting_until: float = 0.0
+    is_unreachable: bool = False
 
     @property
     def reports_each_output(self) -> bool:
@@ -53,15 +59,28 @@ class Server:
         if any(name == b"server" and value.startswith(b"llama.cpp") for name, value in headers):
             self.learn_kind("llamacpp")
 
-    def failed(self, now: float) -> None:
-        """Note that it could not be reached."""
+    def failed(self, now: float, *, is_unreachable: bool = False) -> None:
+        """Note that it could not be reached, or does not answer those who reach it."""
+        self.is_unreachable = is_unreachable
         self.failures += 1
         self.resting_until = now + min(REST_S_MAX, REST_S_MIN * 2 ** min(self.failures - 1, 6))
 
-    def answered(self) -> None:
-        """Note that it answers."""
+    def answered(self, status: int, now: float) -> None:
+        """Note that it answers, and whether it is available."""
+        if status in UNAVAILABLE:
+            self.failed(now)
+        elif self.failures:
+            self._recover()
+
+    def found(self) -> None:
+        """Note that it can be reached again; this alone does not say that it serves those who do."""
+        if self.is_unreachable:
+            self._recover()
+
+    def _recover(self) -> None:
         self.failures = 0
         self.resting_until = 0.0
+        self.is_unreachable = False
 
 
 class Catalog:

@@ -80,8 +80,14 @@ class Discovery:
         self._stop.set()
         self._thread.join(timeout=TIMEOUT_S + 1)
 
+    @property
+    def _interval_s(self) -> float:
+        """How long until all are asked again: soon, while one is known to be away."""
+        is_any_away = self.silent or any(server.is_unreachable for server in self._catalog.servers)
+        return INTERVAL_WHILE_SILENT_S if is_any_away else INTERVAL_S
+
     def _run(self) -> None:
-        while not self._stop.wait(INTERVAL_WHILE_SILENT_S if self.silent else INTERVAL_S):
+        while not self._stop.wait(self._interval_s):
             try:
                 found = {server.config.name: ask(server.config, server.pool.tls) for server in self._catalog.servers}
             except Exception:  # without this thread, upstreams that come back would never be found
@@ -94,6 +100,7 @@ class Discovery:
             answer = found[server.config.name]
             if answer is not None:
                 learn(server, answer)
+                server.found()
         silent = frozenset(name for name, answer in found.items() if answer is None)
         for name in silent - self.silent:
             log.warning("upstream.silent", extra={"upstream": name})

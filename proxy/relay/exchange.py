@@ -130,7 +130,7 @@ class Exchange(Settlement):
     def head(self, status: int, headers: fields.Headers) -> None:
         """Begin the response: a stream at once, anything else when it is recorded."""
         assert self._server is not None, "it answers"
-        self._server.answered()
+        self._server.answered(status, self._services.loop.time())
         self._phase = Phase.RELAYING
         self._answer_status, self._answer_headers = status, headers
         assert self._connection is not None, "it answers"
@@ -230,7 +230,7 @@ class Exchange(Settlement):
             self._server.pool.request(self, fresh=True)
         elif self._phase is Phase.ADMITTED:
             assert self._server is not None, "it was dialled"
-            self._server.failed(self._services.loop.time())
+            self._server.failed(self._services.loop.time(), is_unreachable=True)
             self._leave_server()
             self._dial()
         else:
@@ -310,6 +310,9 @@ class Exchange(Settlement):
     def _end(self, cause: Cause) -> None:
         if self._phase in (Phase.SETTLING, Phase.DELIVERED):
             return
+        if self._phase is Phase.WAITING and cause in (Cause.UPSTREAM_DIED, Cause.UPSTREAM_TIMEOUT):
+            assert self._server is not None, "it was dialled"
+            self._server.failed(self._services.loop.time())
         has_tokens = self._head_sent and not self._delivered().is_empty
         decided = ending(self._phase, cause, has_tokens=has_tokens)
         if self._connection is not None:

@@ -86,6 +86,15 @@ def test_another_method_on_a_metered_path_never_reaches_the_upstream(
     assert len(asked(fake)) == before
 
 
+@pytest.mark.parametrize(("path", "allowed"), [("/v1/models", "GET"), ("/healthz", "GET"), ("/stripe/webhook", "POST")])
+def test_another_method_on_a_path_of_our_own_is_405_and_names_what_is_allowed(
+    gateway: Gateway, path: str, allowed: str
+) -> None:
+    """RFC 9110 §15.5.6 wants the field. On metered paths it is 404, as on the model servers themselves."""
+    answer = ask(gateway, request(gateway.key, method="PUT", path=path))
+    assert (answer.status, answer.code, answer.header("allow")) == (405, "method_not_allowed", allowed)
+
+
 def test_a_query_string_does_not_hide_a_metered_path(gateway: Gateway, fake: FakeUpstream) -> None:
     before = len(asked(fake))
     answer = ask(gateway, request(gateway.key, path=f"{CHAT}?api-version=2026-01-01"))

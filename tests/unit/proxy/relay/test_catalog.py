@@ -76,8 +76,32 @@ def test_who_does_not_answer_rests_twice_as_long_each_time(server: Made) -> None
         a.failed(100.0)
         rests.append(a.resting_until - 100.0)
     assert rests == [1, 2, 4, 8, 16, REST_S_MAX, REST_S_MAX, REST_S_MAX]
-    a.answered()
+    a.answered(200, 100.0)
     assert (a.failures, a.resting_until) == (0, 0.0)
+
+
+def test_who_says_that_it_is_not_available_rests_and_who_blames_the_request_does_not(server: Made) -> None:
+    """A 500 is what llama.cpp says of a bad request: one customer must not take a server from the others."""
+    a = server("a")
+    for status in (200, 400, 404, 429, 500):
+        a.answered(status, 100.0)
+        assert a.resting_until == 0.0
+    for status, rest in ((502, 1), (503, 2), (504, 4)):
+        a.answered(status, 100.0)
+        assert a.resting_until == 100.0 + rest
+    a.answered(404, 100.0)
+    assert a.resting_until == 0.0
+
+
+def test_who_is_found_again_is_forgiven_only_for_not_having_been_there(server: Made) -> None:
+    """One that tells its models and hangs up on every request would be forgiven each second."""
+    a = server("a")
+    a.failed(100.0, is_unreachable=True)
+    a.found()
+    assert (a.failures, a.resting_until, a.is_unreachable) == (0, 0.0, False)
+    a.failed(100.0)
+    a.found()
+    assert a.resting_until == 101.0
 
 
 def test_who_rests_is_passed_over_and_taken_if_there_is_nobody_else(server: Made) -> None:
