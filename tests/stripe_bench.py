@@ -16,7 +16,7 @@ from billing import ids
 from billing.clock import HOUR_US, SECOND_US, Instant, hour_start
 from billing.config import Config, Dunning, Stripe
 from billing.config import Database as DatabaseSection
-from billing.ledger import accounts, events, migrate, outbox, schema
+from billing.ledger import accounts, events, migrate, outbox, periods, schema
 from billing.ledger.accounts import Customer
 from billing.ledger.database import Database
 from billing.ledger.outbox import Batch, State
@@ -143,20 +143,27 @@ class Bench:
     def audit(self, customer_id: str) -> None:
         """Prove I6 for a customer, whatever states its batches are in."""
         batches = self.batches(customer_id)
+        with self.database.reading() as conn:
+            billed = periods.billed_until(conn, [customer_id]).get(customer_id)
         carry = 0
         for number, batch in enumerate(batches, start=1):
             assert batch.seq == number
             assert batch.carry_in_pico == carry
             carry = batch.carry_pico
-            self._audit_times(batch)
+            self._audit_times(batch, billed)
         units = sum(batch.units for batch in batches)
         assert units * PICO_PER_MICRO + carry == self.assigned_pico(customer_id)
         self._audit_covers(customer_id, batches)
         self._audit_delivery(customer_id, batches)
 
-    def _audit_times(self, batch: Batch) -> None:
+    def _audit_times(self, batch: Batch, billed: Instant | None) -> None:
+        """In its hour; or later, at the start of the period that was open, if its own was invoiced."""
         start_s = batch.window_start // SECOND_US
-        assert start_s <= batch.timestamp_s < start_s + HOUR_US // SECOND_US
+        if batch.timestamp_s >= start_s + HOUR_US // SECOND_US:
+            assert billed is not None
+            assert start_s * SECOND_US < batch.timestamp_s * SECOND_US <= billed
+            return
+        assert start_s <= batch.timestamp_s
         assert batch.timestamp_s * SECOND_US <= batch.created_at
 
     def _audit_covers(self, customer_id: str, batches: list[Batch]) -> None:

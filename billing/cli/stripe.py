@@ -11,7 +11,7 @@ from billing.errors import NotFoundError
 from billing.ledger import inbox, outbox, standings
 from billing.ledger.outbox import Batch
 from billing.money import amount_text
-from billing.stripe_sync import push, setup, turn
+from billing.stripe_sync import push, release, setup, turn
 from billing.stripe_sync.client import connect
 from billing.stripe_sync.push import Pusher, Sent
 
@@ -70,16 +70,26 @@ def setup_(session: Session, *, is_plan: bool, form: str) -> None:
     is_flag=True,
     help="Send again what Stripe refused, its cause being mended.",
 )
+@click.option(
+    "--release", "batch_id", metavar="BATCH", help="Send this batch, held or refused, whatever is not proven."
+)
+@click.option("--yes", "is_sure", is_flag=True, help="With --release: do not ask.")
 @listing
 @pass_session
-def push_(session: Session, *, is_now: bool, is_rejected: bool, form: str) -> int:
+def push_(session: Session, *, is_now: bool, is_rejected: bool, batch_id: str | None, is_sure: bool, form: str) -> int:
     """Close what is due and send it; exit 1 while anything is not accepted.
 
     Due is every hour that is over, and of the running one what makes at least a unit (a millionth of the currency).
     What waits for a retry, was refused or is held counts as not accepted; `weir stripe status` names it.
     """
     pusher = push.pusher(session.config, session.database, connect(session.config), clock.now)
+    if batch_id is not None and not is_sure:
+        click.confirm(release.warning(release.find(session.database, batch_id)) + ". Go on?", abort=True, err=True)
     with turn.waited_for(session.database, turn.PUSH):
+        if batch_id is not None:
+            batch = release.find(session.database, batch_id)
+            billed_at = release.release(session.database, batch, session.actor, clock.now())
+            click.echo(f"{batch_id}: released, billed at {instant_text(billed_at)}", err=True)
         if is_rejected:
             pusher.release_rejected()
         sent = pusher.run(is_closing=is_now)

@@ -7,9 +7,10 @@ import click
 from billing.cli.app import Session, pass_session
 from billing.cli.output import emit_one, listing
 from billing.cli.unit_prices import fields_of
-from billing.clock import Instant, instant_text
+from billing.clock import HOUR_US, SECOND_US, Instant, instant_text
 from billing.ledger import tracing
 from billing.ledger.adjustments import Note
+from billing.ledger.outbox import Batch
 from billing.ledger.tracing import Trace
 from billing.money import Pico, amount_text
 
@@ -53,7 +54,18 @@ def row(found: Trace) -> dict[str, object]:
         "reason": found.reason,
         "meter_batch": None if batch is None else batch.id,
         "meter_batch_state": None if batch is None else batch.state.value,
+        **billing(batch),
     }
+
+
+def billing(batch: Batch | None) -> dict[str, object]:
+    """Where it is billed: the time and the identifier of the batch's meter event, and whether that is a later hour."""
+    if batch is None or batch.units == 0:
+        return {"meter_event": None, "billed_at": None, "is_carried_forward": False}
+    billed_at = Instant(batch.timestamp_s * SECOND_US)
+    is_carried = batch.timestamp_s * SECOND_US >= batch.window_start + HOUR_US
+    fields: dict[str, object] = {"meter_event": batch.identifier, "billed_at": instant_text(billed_at)}
+    return fields | {"is_carried_forward": is_carried}
 
 
 def _adjustment(note: Note) -> dict[str, object]:

@@ -73,11 +73,15 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The end of a customer's chain of batches: its number, its carry, and whether a batch waits to be sent."""
+    """The end of a customer's chain of batches: its number, its carry, and whether a batch waits to be sent.
+
+    `billed_until` is the end of the last period whose invoice is finalized, None before the first.
+    """
 
     seq: int
     carry: Pico
     is_waiting: bool
+    billed_until: Instant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +221,7 @@ def tails(conn: sa.Connection, customer_ids: Sequence[str]) -> dict[str, Tail]:
     found: dict[str, Tail] = {}
     for start in range(0, len(customer_ids), PENDING_ROWS_MAX):
         rows = conn.execute(_TAILS, {"ids": customer_ids[start : start + PENDING_ROWS_MAX]})
-        found |= {row[0]: Tail(row[1] or 0, Pico(row[2] or 0), row[0] in waiting) for row in rows}
+        found |= {row[0]: Tail(row[1] or 0, Pico(row[2] or 0), row[0] in waiting, row[3]) for row in rows}
     return found
 
 
@@ -230,7 +234,12 @@ def _of_last_batch(column: sa.Column[int]) -> sa.ScalarSelect[int]:
 _IS_SENDABLE = _BATCHES.c.state.in_([str(state) for state in SENDABLE])
 _WAITING = sa.select(_BATCHES.c.customer_id).distinct().where(_IS_SENDABLE).suffix_with("/* weir:outbox.waiting */")
 _TAILS = (
-    sa.select(_CUSTOMERS.c.id, _of_last_batch(_BATCHES.c.seq), _of_last_batch(_BATCHES.c.carry_pico))
+    sa.select(
+        _CUSTOMERS.c.id,
+        _of_last_batch(_BATCHES.c.seq),
+        _of_last_batch(_BATCHES.c.carry_pico),
+        _CUSTOMERS.c.billed_until,
+    )
     .where(_CUSTOMERS.c.id.in_(sa.bindparam("ids", expanding=True)))
     .suffix_with("/* weir:outbox.tails */")
 )

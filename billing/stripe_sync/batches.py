@@ -65,7 +65,9 @@ class _Lane:
         self._is_waiting = tail.is_waiting
         self._now = now
         self._event_name = event_name
-        self._first_period_s = first_period_s
+        billed_s = None if tail.billed_until is None else tail.billed_until // SECOND_US
+        opens_s = [each_s for each_s in (first_period_s, billed_s) if each_s is not None]
+        self._open_s = max(opens_s, default=None)
         self._is_closing = is_closing
         self._debt: tuple[Delta, ...] = ()
         self.batches: list[Batch] = []
@@ -96,7 +98,7 @@ class _Lane:
 
     def _append(self, of: Delta, units: int, carry: int, covers: str) -> None:
         self._seq += 1
-        timestamp_s = timestamp(of.window_start, self._now, self._first_period_s)
+        timestamp_s = timestamp(of.window_start, self._now, self._open_s)
         identifier = _identifier(of.customer_id, self._seq, (of.window_start, timestamp_s, units, covers, self._now))
         self.batches.append(
             Batch(
@@ -124,19 +126,20 @@ class _Lane:
         self._carry = carry
 
 
-def timestamp(window_start: int, now: Instant, first_period_s: int | None = None) -> int:
+def timestamp(window_start: int, now: Instant, open_s: int | None = None) -> int:
     """Return the meter event's time: in the window, and not in the future.
 
     Stripe takes up to 5 minutes in the future, but an event of the next billing period would be billed there.
 
-    Usage from before the customer was linked lies in no period of Stripe's, and Stripe never invoices what lies in
-    none. It is timed at the start of the first one, `first_period_s`; beyond the 35 days it keeps its own time, and so
-    is held for review and not suddenly invoiced.
+    `open_s` is the start of the earliest period that can still be invoiced: usage from before it (from before the
+    customer was linked, or of a period whose invoice is finalized) would be counted and stand on no invoice. It is
+    carried forward to that start, and the batch goes on naming the hour in which it happened. Beyond the 35 days it
+    keeps its own time, and so is held for review and not suddenly invoiced.
     """
     start_s = window_start // SECOND_US
     inside_s = max(start_s, min(now // SECOND_US, start_s + HOUR_S - 1))
     is_recent = now - inside_s * SECOND_US <= TIMESTAMP_AGE_US_MAX
-    return max(inside_s, first_period_s) if first_period_s is not None and is_recent else inside_s
+    return max(inside_s, open_s) if open_s is not None and is_recent else inside_s
 
 
 def _parts(units: int) -> Iterator[tuple[int, bool]]:

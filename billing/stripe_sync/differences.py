@@ -43,6 +43,7 @@ class Kind(StrEnum):
     HELD = "held"
     CARRIED = "carried"
     LOST = "lost"
+    LATE = "late"
     DOUBLED = "doubled"
     UNKNOWN_SENDER = "unknown_sender"
     UNCLEAR = "unclear"
@@ -117,6 +118,29 @@ def explain(
     if gap == 0:
         return _match(hour, sent, [batch for batch in batches if not may_be_counted(batch)])
     return _shortage(hour, sent, gap)
+
+
+def explain_line(
+    start: Instant, batches: Sequence[Batch], ghosts: Sequence[Ghost], billed_units: int, finalized_at: Instant
+) -> Finding:
+    """Compare a finalized invoice's line with what was sent for its period: `steps` name what no invoice bills.
+
+    Only what Stripe took within the hour before the finalization, or after it, can have missed the invoice.
+    """
+    sent = [batch for batch in batches if may_be_counted(batch)]
+    gap = sum(batch.units for batch in sent) - billed_units
+    if gap <= 0:
+        return explain(start, batches, ghosts, billed_units, finalized_at)
+    line = _Hour(start, sum(batch.units for batch in batches), billed_units, finalized_at)
+    late = [batch for batch in sent if batch.state in DELIVERED and is_young(batch, finalized_at)]
+    missed = _chosen(late, gap) or (tuple(late) if sum(batch.units for batch in late) == gap else None)
+    if missed is not None:
+        text = f"{gap} units came after the invoice was finalized, and are on none"
+        return line.finding(Kind.LATE, text, (), [SendAgain(batch, is_fresh=True) for batch in missed])
+    doubtful = [batch for batch in sent if batch.state not in DELIVERED]
+    if gap == sum(batch.units for batch in doubtful):
+        return line.finding(Kind.IN_TRANSIT, f"{gap} units are in doubt and not on the invoice; see the hours")
+    return line.finding(Kind.UNCLEAR, f"the invoice lacks {gap} units, and nothing that was late makes them up")
 
 
 def may_be_counted(batch: Batch) -> bool:

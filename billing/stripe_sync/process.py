@@ -13,12 +13,12 @@ from functools import partial
 from billing.clock import DAY_US, SECOND_US, Clock, Instant
 from billing.config import Config
 from billing.errors import DatabaseAwayError, StripeError
-from billing.ledger import accounts, inbox
+from billing.ledger import accounts, inbox, periods
 from billing.ledger import topups as ledger_topups
 from billing.ledger.database import Database, DatabaseError
 from billing.ledger.inbox import State, StoredEvent
 from billing.ledger.topups import Origin
-from billing.stripe_sync import disputing, reported, subjects, topups
+from billing.stripe_sync import disputing, invoices, reported, subjects, topups
 from billing.stripe_sync.port import StripePort
 from billing.stripe_sync.refresh import refresh
 from billing.stripe_sync.retry import backoff_us
@@ -26,6 +26,7 @@ from billing.stripe_sync.subjects import (
     ACCOUNT_TYPES,
     CHECKOUT_TYPES,
     DISPUTE_TYPES,
+    FINAL_TYPES,
     METER_TYPES,
     PAYMENT_TYPES,
     Subject,
@@ -83,6 +84,8 @@ def _step_for(desk: _Desk, event: StoredEvent) -> Callable[[], str | None] | Non
     kind = subjects.type_of(event)
     if kind in METER_TYPES:
         return partial(reported.work_off, desk.database, desk.port, event.id, desk.now())
+    if kind in FINAL_TYPES:
+        return partial(_check, desk, event.stripe_customer_id, subject_of(event))
     if kind in ACCOUNT_TYPES:
         return partial(_step_unnamed, desk, subject_of(event))
     if kind in CHECKOUT_TYPES:
@@ -122,12 +125,30 @@ def _step(desk: _Desk, stripe_customer_id: str) -> str | None:
 
 def _step_unnamed(desk: _Desk, subject: Subject) -> str | None:
     """A thin event names its object and not whose it is."""
+    return _step(desk, _named(desk, subject))
+
+
+def _named(desk: _Desk, subject: Subject) -> str:
     named = subject.object_id
     if named is not None and subject.kind != "customer":
         named = desk.port.payments.find_payer_of(subject.kind, named)
     if named is None:
         raise _NotOursError("it names no customer")
-    return _step(desk, named)
+    return named
+
+
+def _check(desk: _Desk, stripe_customer_id: str | None, subject: Subject) -> str | None:
+    """Compare the customer's finalized invoices with the ledger, and learn from them what is invoiced for good."""
+    named = _named(desk, subject) if stripe_customer_id is None else stripe_customer_id
+    with desk.database.reading() as conn:
+        boundary = periods.boundary_of(conn, named, desk.now())
+    if boundary is None:
+        raise _NotLinkedError(f"no customer with a period is linked to {named}")
+    found = invoices.check(desk.database, desk.port, boundary, desk.now())
+    wrong = [check for check, _ in found if not check.is_explained]
+    for check in wrong:
+        logger.error("stripe.invoice.differs", extra={"invoice": check.invoice_id, "kind": check.kind})
+    return "; ".join(f"{check.invoice_id}: {check.explanation}" for check in wrong)[:300] or None
 
 
 def _pay_in(desk: _Desk, subject: Subject) -> str | None:

@@ -12,18 +12,18 @@ a wave in which nothing was settled ends the round: Stripe is away, or limits us
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
-from billing.clock import Clock
+from billing.clock import SECOND_US, Clock, Instant
 from billing.config import Config
 from billing.errors import RefusedError
-from billing.ledger import outbox, repairs, stripe_objects
-from billing.ledger.database import Database
+from billing.ledger import outbox, periods, repairs, stripe_objects
+from billing.ledger.database import Connection, Database
 from billing.ledger.outbox import Batch, Claim, Delta, Outcome, Plan, State
 from billing.ledger.stripe_objects import Kind
-from billing.stripe_sync import batches, retry
+from billing.stripe_sync import batches, invoices, retry
 from billing.stripe_sync.lanes import Lanes, Pace
 from billing.stripe_sync.port import StripePort
 from billing.stripe_sync.retry import Answer
@@ -84,15 +84,20 @@ class Pusher:
         with self.database.reading() as conn:
             if Kind.METER not in stripe_objects.known(conn):
                 raise RefusedError("there is no meter at Stripe yet; run `weir stripe setup` first")
-        self.plan(is_closing=is_closing)
+            late = periods.late(conn, self.now())
+        self.plan(is_closing=is_closing, waiting=invoices.learn(self.database, self.port, late))
         return self.send(is_everything=is_closing)
 
-    def plan(self, *, is_closing: bool = False) -> int:
-        """Turn what is due into batches, a transaction for each thousand rows; return how many batches."""
+    def plan(self, *, is_closing: bool = False, waiting: Collection[str] = ()) -> int:
+        """Turn what is due into batches, a transaction for each thousand rows; return how many batches.
+
+        Customers in `waiting` have late usage of which nobody knows yet to which period it can go: theirs stays.
+        """
         count, after = 0, ""
         while not self.is_stopping():
             with self.database.writing() as conn:
-                deltas, cut_at = outbox.pending(conn, after, self.plan_rows_max, is_waiting=is_closing)
+                found, cut_at = outbox.pending(conn, after, self.plan_rows_max, is_waiting=is_closing)
+                deltas = [delta for delta in found if delta.customer_id not in waiting]
                 tails = outbox.tails(conn, sorted({delta.customer_id for delta in deltas}))
                 plan = batches.plan(deltas, tails, self.now(), self.event_name, is_closing=is_closing)
                 outbox.append(conn, plan)
@@ -100,7 +105,7 @@ class Pusher:
             self.reached("planned")
             if cut_at is None:
                 break
-            after = _next_after(after, cut_at, deltas, plan)
+            after = _next_after(after, cut_at, found, plan)
         return count
 
     def send(self, *, is_everything: bool = False) -> list[Sent]:
@@ -130,7 +135,7 @@ class Pusher:
         with self.database.writing() as conn:
             now = self.now()
             sendable = []
-            for batch in wave:
+            for batch in self._in_open_periods(conn, wave, now):
                 hold = retry.may_send(now, batch.first_sent_at, batch.timestamp_s)
                 if hold is None:
                     sendable.append(batch)
@@ -148,6 +153,21 @@ class Pusher:
         sent = [Sent(*each) for each in zip([claim.batch for claim in claims], answers, outcomes, strict=True)]
         _log(sent)
         return sent
+
+    def _in_open_periods(self, conn: Connection, wave: Sequence[Batch], now: Instant) -> Iterator[Batch]:
+        """Give what was never sent, and whose period was invoiced meanwhile, a time in the open one."""
+        billed = periods.billed_until(conn, sorted({batch.customer_id for batch in wave}))
+        for batch in wave:
+            until = billed.get(batch.customer_id)
+            is_closed = until is not None and batch.timestamp_s * SECOND_US < until
+            is_recent = now - batch.timestamp_s * SECOND_US <= retry.TIMESTAMP_AGE_US_MAX
+            if until is None or not is_closed or not is_recent or batch.first_sent_at is not None:
+                yield batch
+                continue
+            key = retry.next_key(batch.identifier, batch.attempts)
+            moved = replace(batch, timestamp_s=until // SECOND_US, idempotency_key=key)
+            if repairs.retime(conn, batch, key, moved.timestamp_s, "carried forward: its invoice is finalized", now):
+                yield moved
 
     def _send(self, pace: Pace, claim: Claim) -> Answer:
         pace.wait()

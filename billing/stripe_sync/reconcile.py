@@ -19,12 +19,12 @@ from functools import partial
 from billing.clock import DAY_US, HOUR_US, SECOND_US, Clock, Instant, hour_start
 from billing.config import Config
 from billing.errors import RefusedError, StripeError
-from billing.ledger import comparisons, repairs
+from billing.ledger import comparisons, periods, repairs
 from billing.ledger.comparisons import Checkpoint, InvoiceCheck, Run, Subject
 from billing.ledger.database import Connection, Database
 from billing.ledger.outbox import Batch
 from billing.ledger.repairs import Kind as RepairKind
-from billing.stripe_sync import differences, retry, turn
+from billing.stripe_sync import differences, invoices, retry, turn
 from billing.stripe_sync.differences import Finding, Ghost, SendAgain, Step
 from billing.stripe_sync.lanes import Lanes, Pace
 from billing.stripe_sync.port import StripePort, Summary
@@ -144,8 +144,10 @@ class Reconciler:
                     return report
                 chunk = subjects[first : first + CHUNK_SUBJECTS]
                 self._chunk(lanes, chunk, meters, report, is_reaching_back=since is None)
+        late = self._check_invoices(report, customer_id)
         if is_repairing:
             self._repair(report)
+            report.resent += invoices.carry_forward(self.database, late, self.actor, self.now())
         if customer_id is None and since is None and until is None:
             self._record(report, started_at)
         return report
@@ -231,6 +233,27 @@ class Reconciler:
             windows = tuple(differences.window_text(of_hour))
             yield Found(ask.subject, ask.event_name, finding, windows, matched if is_changed else None)
 
+    def _check_invoices(self, report: Report, customer_id: str | None) -> list[Batch]:
+        """Compare the invoices of periods that ended since; return the batches that are on none for being late."""
+        late: list[Batch] = []
+        after = ""
+        while not self.is_stopping():
+            with self.database.reading() as conn:
+                found = periods.unchecked(conn, self.now(), report.since, after, customer_id)
+            if not found:
+                break
+            for boundary in found:
+                try:
+                    results = invoices.check(self.database, self.port, boundary, self.now())
+                except StripeError as error:
+                    subject = Subject(boundary.customer_id, boundary.customer_id, boundary.stripe_customer_id)
+                    report.unreadable.append((subject, str(error)))
+                    continue
+                report.invoices += [check for check, _ in results]
+                late += [batch for _, batches in results for batch in batches]
+            after = found[-1].customer_id
+        return late
+
     def _repair(self, report: Report) -> None:
         """Write down what is to be mended, then take back what Stripe counted twice; the push sends the rest."""
         for each in report.found:
@@ -315,9 +338,11 @@ def run(
     with turn.waited_for(reconciling.database, turn.PUSH):
         pushing.send()
     mended = {each.subject.customer_id for each in report.found if each.finding.steps}
+    mended |= {each.customer_id for each in report.invoices if not each.is_explained}
     for concerned in sorted(mended):
         again = reconciling.run(since, until, concerned)
         report.found = [each for each in report.found if each.subject.customer_id != concerned] + again.found
+        report.invoices = [each for each in report.invoices if each.customer_id != concerned] + again.invoices
     return report
 
 

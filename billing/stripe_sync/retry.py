@@ -30,6 +30,11 @@ CLOCK_BACK_US_MAX = HOUR_US
 TIMESTAMP_AGE_US_MAX = 35 * DAY_US
 """Stripe takes timestamps within the past 35 calendar days (OpenAPI, `billing.meter_event.timestamp`)."""
 
+TOO_OLD = (
+    "its usage is older than the 35 days that Stripe takes: `weir stripe push --release BATCH` bills it in the present"
+    " period; left held, it is never billed"
+)
+
 BACKOFF_FIRST_US = SECOND_US
 BACKOFF_LAST_US = 300 * SECOND_US
 
@@ -187,7 +192,7 @@ def may_send(now: Instant, first_sent_at: int | None, timestamp_s: int) -> Hold 
         if age >= RESEND_AGE_US_MAX:
             return Hold("its outcome was still unknown 23 hours after it was first sent")
     if now - timestamp_s * SECOND_US > TIMESTAMP_AGE_US_MAX:
-        return Hold("its usage is older than the 35 days that Stripe takes")
+        return Hold(TOO_OLD)
     return None
 
 

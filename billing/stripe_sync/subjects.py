@@ -27,6 +27,7 @@ ACCOUNT_TYPES = frozenset(
         "invoice.voided",
     }
 )
+FINAL_TYPES = frozenset({"invoice.finalized"})
 CHECKOUT_TYPES = frozenset(
     f"checkout.session.{what}" for what in ("completed", "async_payment_succeeded", "async_payment_failed", "expired")
 )

@@ -1,5 +1,6 @@
 """`weir stripe` as an operator uses it, and a customer's way to Stripe: from tokens' money to the invoice's cents."""
 
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,11 @@ import pytest
 import sqlalchemy as sa
 
 from billing import clock
-from billing.cli import app
+from billing.cli import app, trace
 from billing.cli import stripe as stripe_cli
 from billing.clock import HOUR_US, SECOND_US, Instant
 from billing.errors import NotFoundError, RefusedError, StripeError
-from billing.ledger import accounts, migrate, schema, stripe_objects
+from billing.ledger import accounts, migrate, outbox, schema, stripe_objects
 from billing.ledger.accounts import Cause
 from billing.ledger.outbox import State
 from billing.ledger.stripe_objects import Kind
@@ -165,6 +166,34 @@ def test_a_push_fails_while_anything_is_not_accepted(weir: Weir, bare: Bench) ->
     assert weir("stripe", "push").code == FAILED
     assert weir("stripe", "push", "--retry-rejected").code == DONE
     assert bare.stripe_units(acme.id) == 3
+
+
+def test_a_held_batch_is_released_by_a_person_who_is_asked(
+    weir: Weir, bare: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an answer nothing happens; with --yes it goes out, and its trace names the event that billed it."""
+    weir("stripe", "setup")
+    acme = bare.add("acme")
+    event = bare.record(acme.id, 3_000_000)
+    bare.double.fault(FaultKind.RATE_LIMITED, METER_EVENTS)
+    weir("stripe", "push", "--now")
+    (batch,) = bare.batches(acme.id)
+    with bare.database.writing() as conn:
+        conn.execute(sa.update(schema.meter_batches).values(state="held", last_answer="by a test"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert weir("stripe", "push", "--release", batch.id).code == FAILED
+    assert bare.stripe_units(acme.id) == 0
+    answer = weir("stripe", "push", "--release", batch.id, "--yes")
+    assert (answer.code, bare.stripe_units(acme.id)) == (DONE, 3)
+    assert "released, billed at" in answer.err
+    assert weir("stripe", "push", "--release", "weir-unknown", "--yes").code == NOT_FOUND
+    with bare.database.reading() as conn:
+        found = outbox.batch_of(conn, acme.id, event.window_start, "key_1", event.model, 0, 0)
+    assert trace.billing(found) == {
+        "meter_event": batch.id,
+        "billed_at": clock.instant_text(Instant(batch.timestamp_s * SECOND_US)),
+        "is_carried_forward": False,
+    }
 
 
 def test_reconcile_tells_each_hour_and_exits_with_1_until_all_is_explained(weir: Weir, bare: Bench) -> None:

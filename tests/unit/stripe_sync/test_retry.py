@@ -77,7 +77,7 @@ def test_a_batch_may_be_sent_until_its_usage_is_35_days_old() -> None:
     """Then Stripe would refuse the timestamp; it is held, never sent or not."""
     oldest = (NOW - 35 * DAY_US) // SECOND_US
     assert retry.may_send(NOW, None, oldest) is None
-    assert retry.may_send(NOW, None, oldest - 1) == Hold("its usage is older than the 35 days that Stripe takes")
+    assert retry.may_send(NOW, None, oldest - 1) == Hold(retry.TOO_OLD)
 
 
 def test_a_batch_in_doubt_may_be_sent_for_23_hours() -> None:
