@@ -18,17 +18,36 @@ _lock = threading.Lock()
 
 
 class _Sequence:
-    """The last id's timestamp and counter: 48 bits of milliseconds, then 12 + 62 bits that only grow."""
+    """The last id's timestamp and counter: 48 bits of milliseconds, then 12 + 62 bits that only grow.
 
-    __slots__ = ("low", "millisecond")
+    Random bytes are drawn for many ids at once: the system call costs as much as the rest of an id.
+    """
+
+    __slots__ = ("low", "millisecond", "stock", "used")
 
     def __init__(self) -> None:
         self.millisecond = 0
         self.low = 0
+        self.restock()
+
+    def restock(self) -> None:
+        """Draw the random bytes of the ids to come."""
+        self.stock = os.urandom(_STOCK_BYTES)
+        self.used = 0
+
+    def random(self, size: int) -> int:
+        """Return a random integer of so many bytes; each byte is used once."""
+        if self.used + size > _STOCK_BYTES:
+            self.restock()
+        start = self.used
+        self.used = start + size
+        return int.from_bytes(self.stock[start : start + size])
 
 
-_sequence = _Sequence()
+_STOCK_BYTES = 4_096
 _LOW_BITS = 74
+_sequence = _Sequence()
+os.register_at_fork(after_in_child=_sequence.restock)  # a child must not draw what its parent draws
 
 
 def uuid7() -> str:
@@ -37,12 +56,12 @@ def uuid7() -> str:
         millisecond = time.time_ns() // 1_000_000
         if millisecond > _sequence.millisecond:
             _sequence.millisecond = millisecond
-            _sequence.low = int.from_bytes(os.urandom(10)) >> 7  # 73 bits: room to count up
+            _sequence.low = _sequence.random(10) >> 7  # 73 bits: room to count up
         else:
-            _sequence.low += 1 + int.from_bytes(os.urandom(4))
+            _sequence.low += 1 + _sequence.random(4)
             if _sequence.low >> _LOW_BITS:
                 _sequence.millisecond += 1
-                _sequence.low = int.from_bytes(os.urandom(10)) >> 7
+                _sequence.low = _sequence.random(10) >> 7
         high, low = _sequence.millisecond, _sequence.low
     return _text(high, low)
 

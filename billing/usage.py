@@ -55,15 +55,13 @@ def provable(reported: Usage, output_tokens_max: int | None) -> tuple[Usage, tup
     Negative becomes 0, a part becomes at most its whole, output becomes at most what was allowed
     (`output_tokens_max`, the request's max tokens × n; None if the request set no limit).
     """
-    given = (
-        reported.input_tokens,
-        reported.output_tokens,
-        reported.cached_input_tokens,
-        reported.reasoning_tokens,
-    )
-    input_tokens, output_tokens, cached, reasoning = (max(0, count) for count in given)
+    input_tokens, output_tokens, cached, reasoning = reported
+    is_within = output_tokens_max is None or output_tokens <= output_tokens_max
+    if 0 <= cached <= input_tokens and 0 <= reasoning <= output_tokens and is_within:
+        return reported, ()
+    input_tokens, output_tokens, cached, reasoning = (max(0, count) for count in reported)
     anomalies: list[Anomaly] = []
-    if min(given) < 0:
+    if min(reported) < 0:
         anomalies.append(Anomaly.NEGATIVE)
     if cached > input_tokens:
         cached = input_tokens
@@ -75,8 +73,6 @@ def provable(reported: Usage, output_tokens_max: int | None) -> tuple[Usage, tup
         output_tokens = output_tokens_max
         reasoning = min(reasoning, output_tokens)
         anomalies.append(Anomaly.OUTPUT_EXCEEDS_LIMIT)
-    if not anomalies:
-        return reported, ()
     return Usage(input_tokens, output_tokens, cached, reasoning), tuple(anomalies)
 
 

@@ -70,6 +70,8 @@ def judged(reported: Usage, output_tokens_max: int | None, found: tuple[Anomaly,
     """
     limit = TOKENS_PER_EVENT_MAX if output_tokens_max is None else min(output_tokens_max, TOKENS_PER_EVENT_MAX)
     usage, anomalies = provable(reported, limit)
+    if not anomalies and not found and usage.input_tokens <= TOKENS_PER_EVENT_MAX:
+        return usage, None
     names = [anomaly.value for anomaly in (*anomalies, *found)]
     if usage.input_tokens > TOKENS_PER_EVENT_MAX:
         cached = min(usage.cached_input_tokens, TOKENS_PER_EVENT_MAX)
@@ -252,6 +254,11 @@ class Recorder:
 
     def _commit(self, batch: list[Entry], *, is_retry: bool) -> None:
         rows = [entry.event for entry in batch]
+        if not is_retry and all(entry.quote.ref in self._stored_refs and entry.credit is None for entry in batch):
+            with self._database.appending_on(self._held) as cursor:
+                if rows:
+                    events.append_on(cursor, rows, self._shard, is_sqlite=self._database.is_sqlite)
+            return
         new = {entry.quote.ref: entry.quote for entry in batch if entry.quote.ref not in self._stored_refs}
         with self._database.writing_on(self._held) as conn:
             for ref in sorted(new):  # in one order, so that two workers can not deadlock

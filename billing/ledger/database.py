@@ -16,6 +16,7 @@ from typing import Any
 from zlib import crc32
 
 import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -30,6 +31,9 @@ DatabaseError = DBAPIError
 WAIT_S = 10
 SILENT_MS_MAX = 5_000
 """How long PostgreSQL's host may leave what we sent unacknowledged: a cut network is noticed by then."""
+
+Cursor = DBAPICursor
+"""The driver's own cursor, for the few statements whose speed matters."""
 
 SQLITE_CACHE_KIB = 16 * 1024
 
@@ -71,18 +75,45 @@ class Database:
         For one thread that commits all the time: a checkout costs more than the commit of a row. After an exception the
         connection is dropped, since it may be dead.
         """
-        if not held:
-            try:
-                connection = self.engine.connect()
-            except (OperationalError, InterfaceError) as error:
-                raise DatabaseAwayError(f"the database does not answer: {_one_line(error)}") from None
-            held.append(connection.execution_options(weir_begin="BEGIN IMMEDIATE") if self.is_sqlite else connection)
+        self._hold(held)
         try:
             with held[0].begin():
                 yield held[0]
         except BaseException:
             held.pop().invalidate()
             raise
+
+    @contextmanager
+    def appending_on(self, held: list[sa.Connection]) -> Iterator[Cursor]:
+        """Open a writing transaction as `writing_on` does, and give the driver's own cursor in it.
+
+        For statements that are ready for the driver: on SQLite a commit of 16 events takes 200 µs of CPU this way, and
+        300 through SQLAlchemy's transaction and results. Raises what SQLAlchemy would: DatabaseError.
+        """
+        self._hold(held)
+        driver = held[0].connection.dbapi_connection
+        assert driver is not None, "it is connected"
+        try:
+            with _translated(held[0]):
+                cursor = driver.cursor()
+                if self.is_sqlite:
+                    cursor.execute("BEGIN IMMEDIATE")
+                yield cursor
+                if self.is_sqlite:
+                    cursor.execute("COMMIT")
+                else:
+                    driver.commit()
+        except BaseException:
+            held.pop().invalidate()
+            raise
+
+    def _hold(self, held: list[sa.Connection]) -> None:
+        if not held:
+            try:
+                connection = self.engine.connect()
+            except (OperationalError, InterfaceError) as error:
+                raise DatabaseAwayError(f"the database does not answer: {_one_line(error)}") from None
+            held.append(connection.execution_options(weir_begin="BEGIN IMMEDIATE") if self.is_sqlite else connection)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -153,6 +184,23 @@ class Database:
 def is_away(error: DBAPIError) -> bool:
     """Tell whether an error means that the database can not be reached or written now, rather than a fault of ours."""
     return isinstance(error, OperationalError | InterfaceError)
+
+
+@contextmanager
+def driver_cursor(conn: sa.Connection) -> Iterator[Cursor]:
+    """Give the driver's cursor in a transaction of SQLAlchemy's. Raises what SQLAlchemy would: DatabaseError."""
+    with _translated(conn):
+        yield conn.connection.cursor()
+
+
+@contextmanager
+def _translated(conn: sa.Connection) -> Iterator[None]:
+    """Raise the driver's errors as SQLAlchemy does; their parameters, which may name customers, are left out."""
+    driver_error = conn.dialect.loaded_dbapi.Error
+    try:
+        yield
+    except driver_error as error:
+        raise DBAPIError.instance(None, None, error, driver_error, hide_parameters=True, dialect=conn.dialect) from None
 
 
 def _one_line(error: Exception) -> str:

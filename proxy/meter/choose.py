@@ -51,6 +51,18 @@ class Whole(NamedTuple):
     delivered: Callable[..., OutputTally]
 
 
+_COMPLETION = Whole(whole.settle, whole.delivered)
+_WHOLE_READERS = {
+    endpoints.RESPONSES: Whole(responses.settle, responses.delivered),
+    endpoints.MESSAGES: Whole(messages.settle, messages.delivered),
+    endpoints.EMBEDDINGS: Whole(embeddings.settle, embeddings.delivered),
+    endpoints.RERANK: Whole(embeddings.settle, embeddings.delivered),
+    endpoints.OLLAMA_EMBED: Whole(ollama.settle_embeddings, embeddings.delivered),
+    endpoints.OLLAMA_CHAT: Whole(ollama.settle, ollama.delivered),
+    endpoints.OLLAMA_GENERATE: Whole(ollama.settle, ollama.delivered),
+}
+
+
 class Plan(NamedTuple):
     """What the request and its upstream mean for a stream's meter.
 
@@ -115,16 +127,4 @@ def unnamed_stream(plan: Plan, body: bytes) -> Meter | None:
 
 def whole_reader(endpoint: str) -> Whole:
     """Return how to read an answer that is not streamed."""
-    match endpoint:
-        case endpoints.RESPONSES:
-            return Whole(responses.settle, responses.delivered)
-        case endpoints.MESSAGES:
-            return Whole(messages.settle, messages.delivered)
-        case endpoints.EMBEDDINGS | endpoints.RERANK:
-            return Whole(embeddings.settle, embeddings.delivered)
-        case endpoints.OLLAMA_EMBED:
-            return Whole(ollama.settle_embeddings, embeddings.delivered)
-        case endpoints.OLLAMA_CHAT | endpoints.OLLAMA_GENERATE:
-            return Whole(ollama.settle, ollama.delivered)
-        case _:
-            return Whole(whole.settle, whole.delivered)
+    return _WHOLE_READERS.get(endpoint, _COMPLETION)

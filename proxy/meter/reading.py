@@ -47,23 +47,24 @@ def has_usage(parsed: object) -> bool:
 
 def usage_of(parsed: object) -> Usage | None:
     """Return the usage that a parsed answer or chunk reports, None where it reports none."""
-    usage = _mapping(parsed.get("usage")) if isinstance(parsed, dict) else {}
+    usage = parsed.get("usage") if isinstance(parsed, dict) else None
+    if not isinstance(usage, dict):
+        return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not _is_count(prompt) or not _is_count(completion) or not (prompt or completion):
         return None
     cached = _mapping(usage.get("prompt_tokens_details")).get("cached_tokens")
     reasoning = _mapping(usage.get("completion_tokens_details")).get("reasoning_tokens")
-    return Usage(
-        input_tokens=prompt,
-        output_tokens=completion,
-        cached_input_tokens=_count(cached),
-        reasoning_tokens=_count(usage.get("reasoning_tokens") if reasoning is None else reasoning),
-    )
+    if reasoning is None:
+        reasoning = usage.get("reasoning_tokens")
+    return Usage(prompt, completion, _count(cached) if cached else 0, _count(reasoning) if reasoning else 0)
 
 
 def timings_of(parsed: object) -> Usage | None:
     """Return the usage that llama.cpp's `timings` hold (cache_n, prompt_n, predicted_n)."""
-    timings = _mapping(parsed.get("timings")) if isinstance(parsed, dict) else {}
+    timings = parsed.get("timings") if isinstance(parsed, dict) else None
+    if not isinstance(timings, dict):
+        return None
     computed, predicted, cached = timings.get("prompt_n"), timings.get("predicted_n"), _count(timings.get("cache_n"))
     if not _is_count(computed) or not _is_count(predicted) or not (computed or predicted):
         return None
@@ -75,7 +76,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int  # and no bool
 
 
 def _count(value: object) -> int:
@@ -97,8 +98,7 @@ def with_cost(raw: bytes, cost: str, reported: dict[str, Any] | None) -> bytes:
         if span is None:
             return raw
         end = span[1]
-    comma = "," if reported else ""
-    return b'%b%b"cost":%b%b' % (raw[:end], comma.encode(), cost.encode(), raw[end:])
+    return raw[:end] + (b',"cost":' if reported else b'"cost":') + cost.encode() + raw[end:]
 
 
 def _compact_end(raw: bytes, reported: dict[str, Any]) -> int | None:
@@ -109,7 +109,7 @@ def _compact_end(raw: bytes, reported: dict[str, Any]) -> int | None:
     if raw.count(_USAGE) != 1:
         return None
     try:
-        needle = b"%b:%b" % (_USAGE, orjson.dumps(reported))
+        needle = _USAGE + b":" + orjson.dumps(reported)
     except orjson.JSONEncodeError:  # an integer beyond 64 bits
         return None
     at = raw.find(needle)

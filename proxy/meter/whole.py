@@ -1,6 +1,7 @@
 """The meter of an answer that is not streamed: its usage, or its texts where it has none."""
 
 from billing.tokens.counting import OutputTally, pieces
+from billing.usage import Usage
 from proxy.meter.reading import has_usage, parse, timings_of, usage_of
 from proxy.meter.steps import Settle
 
@@ -11,12 +12,13 @@ def settle(body: bytes) -> Settle:
     if not isinstance(parsed, dict):
         return Settle(None, body)
     reported = parsed["usage"] if has_usage(parsed) else None
-    for usage in (usage_of(parsed), timings_of(parsed)):
-        if usage is not None and (usage.output_tokens or delivered(body).is_empty):
-            break
-    else:
-        usage = None  # a report of no output beside text is none
+    usage = _sound(usage_of(parsed), body) or _sound(timings_of(parsed), body)
     return Settle(usage, body, bool(parsed.get("error")), reported)
+
+
+def _sound(usage: Usage | None, body: bytes) -> Usage | None:
+    """Return a report, None for one of no output beside text."""
+    return usage if usage is None or usage.output_tokens or delivered(body).is_empty else None
 
 
 def delivered(body: bytes, *, has_stop_texts: bool = False) -> OutputTally:

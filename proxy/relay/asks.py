@@ -44,6 +44,11 @@ _READ_FIELDS = frozenset(
     | {"messages", "prompt", "input", "system", "instructions", "tools", "query", "documents", "texts", "raw", "images"}
     | {*OUTPUT_FIELDS, *LIMIT_FIELDS, *_STATE_FIELDS}
 )
+_PLAIN_FIELDS = _READ_FIELDS | {
+    *("temperature", "top_p", "top_k", "min_p", "seed", "user", "presence_penalty", "frequency_penalty", "metadata"),
+    *("tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs", "reasoning_effort"),
+}
+"""Names in lower case, which need no look at their spelling: what most requests consist of."""
 
 
 def read(endpoint: str, raw: bytes) -> Ask | Refusal:
@@ -82,6 +87,8 @@ def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forw
 
 def _check_spelling(body: dict[str, Any]) -> Refusal | None:
     """Refuse a name that a reader blind to case takes for one that Weir reads; Go's folds `ſ` and `K` (kelvin), too."""
+    if body.keys() <= _PLAIN_FIELDS:
+        return None
     for name in body:
         folded = name.casefold()
         if name != folded and folded in _READ_FIELDS:

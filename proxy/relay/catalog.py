@@ -29,6 +29,8 @@ OWNERS = {
 }
 """What a server says in `/v1/models` data[].owned_by → its kind."""
 
+_NOBODY: "list[Server]" = []
+
 
 @dataclass(slots=True, eq=False)
 class Server:
@@ -104,18 +106,18 @@ class Catalog:
         """All public model names, sorted."""
         return sorted(self._by_model)
 
-    def serves(self, model: str, endpoint: str = "") -> bool:
+    def serves(self, model: str, endpoint: str | None = None) -> bool:
         """Whether any upstream serves the model, and this path where one is named."""
-        return any(is_served(endpoint, server.kind) for server in self._by_model.get(model, ()))
+        if endpoint is None:
+            return model in self._by_model
+        return any(is_served(endpoint, server.kind) for server in self._by_model.get(model, _NOBODY))
 
     def choose(self, model: str, now: float, tried: list[Server], endpoint: str = "") -> Server | None:
         """Return the upstream for one request; None if all that serve the model and path were tried."""
-        serving = self._by_model.get(model, ())
+        serving = self._by_model.get(model, _NOBODY)
         candidates = [server for server in serving if server not in tried and is_served(endpoint, server.kind)]
-        if not candidates:
-            return None
-        if len(candidates) == 1:
-            return candidates[0]
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
         awake = [server for server in candidates if server.resting_until <= now]
         if not awake:
             return min(candidates, key=lambda server: server.resting_until)

@@ -29,6 +29,9 @@ from proxy.relay.settlement import Settlement
 
 log = logging.getLogger("weir.relay")
 
+_ONE_WRITE_BYTES_MAX = 64 * 2**10
+"""Up to here copying a body costs less than the system call, and the packet, that it saves."""
+
 
 class Exchange(Settlement):
     """One request and its response; `Settlement` has its bill and its client."""
@@ -70,7 +73,6 @@ class Exchange(Settlement):
             self.refuse(refusal)
             return
         self._principal, self._ask = principal, ask
-        limits.take_request(self._services.directory.buckets_of(principal.key_id), principal.rpm, now)
         self._phase = Phase.ADMITTED
         self._services.exchanges.add(self)
         if principal.is_prepaid and self._path not in endpoints.FREE:
@@ -90,9 +92,12 @@ class Exchange(Settlement):
         exceeded = limits.check(buckets, principal.rpm, principal.tpm, principal.concurrency, now)
         is_served = self._services.catalog.serves(ask.model)
         refusal = decide.refuse(principal, decide.Facts(ask.model, is_served, self._quote, exceeded))
-        if refusal is None and not self._services.catalog.serves(ask.model, self._path):
+        if refusal is not None:
+            return refusal
+        if self._path in endpoints.OLLAMA and not self._services.catalog.serves(ask.model, self._path):
             return Refusal("not_found", f"no model server of {ask.model!r} serves this path")
-        return refusal
+        limits.take_request(buckets, principal.rpm, now)
+        return None
 
     def _dial(self) -> None:
         server = self._services.catalog.choose(self._ask.model, self._services.loop.time(), self._tried, self._path)
@@ -124,8 +129,11 @@ class Exchange(Settlement):
         pool, raw = self._server.pool, self._forwarded.raw
         path = pool.path_prefix + self._path.encode()
         head = fields.upstream_head(path, pool.fixed_lines, self.request_id.encode(), self._request_headers, len(raw))
-        connection.write(head)
-        connection.write(raw)
+        if len(raw) <= _ONE_WRITE_BYTES_MAX:
+            connection.write(head + raw)
+        else:
+            connection.write(head)
+            connection.write(raw)
 
     def head(self, status: int, headers: fields.Headers) -> None:
         """Begin the response: a stream at once, anything else when it is recorded."""

@@ -38,6 +38,7 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
 }
 _NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 _OWN_PREFIX = b"x-weir-"
+_NOTHING: frozenset[bytes] = frozenset()
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode("ascii")) for status in HTTPStatus
@@ -81,7 +82,7 @@ def response_head(status: int, upstream: Headers, added: bytes) -> bytes:
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
     """Return the fields that are for this hop alone: all `Connection` lines count as one list (RFC 9110 §5.3)."""
-    named: frozenset[bytes] = frozenset()
+    named = _NOTHING
     for name, value in headers:
         if name == b"connection" and value not in (b"keep-alive", b"close"):
             named |= frozenset(token.strip() for token in value.lower().split(b","))
@@ -105,7 +106,10 @@ def is_event_stream(headers: Headers) -> bool:
 
 def content_type(headers: Headers) -> bytes:
     """Return the answer's content type, b"" if it has none."""
-    return next((value for name, value in headers if name == b"content-type"), b"")
+    for name, value in headers:
+        if name == b"content-type":
+            return value
+    return b""
 
 
 def as_json(headers: Headers) -> Headers:

@@ -28,7 +28,10 @@ ENDPOINTS = frozenset({CHAT, COMPLETIONS})
 
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "n_predict")
 OUTPUT_FIELDS = ("n", "n_cmpl", "best_of")
+_COUNT_FIELDS = frozenset(OUTPUT_FIELDS)
 _OUTPUTS_MAX = 1024
+_ONE = Outputs()
+_NONE: dict[str, Any] = {}
 _DEPTH_MAX = 254
 
 
@@ -54,11 +57,13 @@ class Ask(NamedTuple):
         llama.cpp's own; `max_completion_tokens` is known to vLLM and SGLang in chats alone, where they take 0 for
         none (read in source: `max_completion_tokens or max_tokens`); of other servers `max_tokens` is all that is sure.
         """
-        if kind == "llamacpp" or self.endpoint not in ENDPOINTS:
-            return self.output_tokens_max
+        limit = self.output_tokens_max
+        if limit is None or kind == "llamacpp" or self.endpoint not in ENDPOINTS:
+            return limit
+        if (self.body.get("max_tokens") or 0) > 0:
+            return limit
         is_modern = kind in ("vllm", "sglang") and self.endpoint == CHAT
-        obeyed = ("max_tokens", "max_completion_tokens") if is_modern else ("max_tokens",)
-        return self.output_tokens_max if any((self.body.get(field) or 0) > 0 for field in obeyed) else None
+        return limit if is_modern and (self.body.get("max_completion_tokens") or 0) > 0 else None
 
 
 def read(endpoint: str, raw: bytes) -> Ask | Refusal:
@@ -72,28 +77,31 @@ def read(endpoint: str, raw: bytes) -> Ask | Refusal:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         return Refusal("invalid_request", "`model` must be a non-empty string", "model")
-    refusal = _check_stream(body) or _check_counts(body)
+    refusal = _check_limits(body)
+    if refusal is None and not _COUNT_FIELDS.isdisjoint(body):
+        refusal = _check_counts(body)
+    streams = body.get("stream")
+    if refusal is None and streams is not None:
+        refusal = _check_stream(streams, body.get("stream_options"))
     if refusal is not None:
         return refusal
     if _is_too_deep(raw, body):
         return Refusal("invalid_request", f"the body is nested deeper than {_DEPTH_MAX} levels")
-    streams, options = bool(body.get("stream")), body.get("stream_options")
-    outputs = Outputs(_prompts(endpoint, body), body.get("n_cmpl") or body.get("n") or 1)
+    outputs = _outputs(endpoint, body)
     return Ask(
-        endpoint=endpoint,
-        body=body,
-        model=model,
-        streams=streams,
-        wants_usage=not streams or bool(options and options.get("include_usage")),
-        outputs=outputs,
-        output_tokens_max=_output_limit(body, outputs),
-        has_stop_texts=bool(body.get("stop")),
+        endpoint,
+        body,
+        model,
+        bool(streams),
+        not streams or bool((body.get("stream_options") or _NONE).get("include_usage")),
+        outputs,
+        _output_limit(body, outputs),
+        bool(body.get("stop")),
     )
 
 
-def _check_stream(body: dict[str, Any]) -> Refusal | None:
-    streams, options = body.get("stream"), body.get("stream_options")
-    if streams is not None and not isinstance(streams, bool):
+def _check_stream(streams: object, options: object) -> Refusal | None:
+    if not isinstance(streams, bool):
         return Refusal("invalid_request", "`stream` must be true or false", "stream")
     if not streams or options is None:
         return None
@@ -112,8 +120,12 @@ def _check_counts(body: dict[str, Any]) -> Refusal | None:
             return Refusal("invalid_request", f"`{field}` must be an integer from 1 to {_OUTPUTS_MAX}", field)
     if body.get("n") and body.get("n_cmpl") and body["n"] != body["n_cmpl"]:
         return Refusal("invalid_request", "`n` and `n_cmpl` name the same number and must not differ", "n_cmpl")
+    return None
+
+
+def _check_limits(body: dict[str, Any]) -> Refusal | None:
     for field in LIMIT_FIELDS:
-        if body.get(field) is not None and not _is_integer(body[field]):
+        if field in body and body[field] is not None and not _is_integer(body[field]):
             return Refusal("invalid_request", f"`{field}` must be an integer", field)
     return None
 
@@ -129,12 +141,15 @@ def _is_too_deep(raw: bytes, body: dict[str, Any]) -> bool:
     return False
 
 
-def _prompts(endpoint: str, body: dict[str, Any]) -> int:
-    """Return how many prompts there are; a list with token ids in it is one (llama.cpp takes texts among them)."""
+def _outputs(endpoint: str, body: dict[str, Any]) -> Outputs:
+    """Return what is asked for; a list with token ids in it is one prompt (llama.cpp takes texts among them)."""
     prompt = body.get("prompt") if endpoint == COMPLETIONS else None
-    if not isinstance(prompt, list) or any(_is_integer(part) for part in prompt):
-        return 1
-    return len(prompt) or 1
+    prompts = 1
+    if isinstance(prompt, list) and not any(_is_integer(part) for part in prompt):
+        prompts = len(prompt) or 1
+    elif _COUNT_FIELDS.isdisjoint(body):
+        return _ONE
+    return Outputs(prompts, body.get("n_cmpl") or body.get("n") or 1)
 
 
 def _output_limit(body: dict[str, Any], outputs: Outputs) -> int | None:
@@ -142,15 +157,23 @@ def _output_limit(body: dict[str, Any], outputs: Outputs) -> int | None:
 
     With `prompt_embeds` (vLLM) it can not be told how many prompts there are.
     """
-    limits: list[int] = [body[field] for field in LIMIT_FIELDS if body.get(field) is not None]
-    if not limits or min(limits) < 0 or body.get("prompt_embeds") is not None:
+    limit: int | None = None
+    for field in LIMIT_FIELDS:
+        given: int | None = body.get(field)
+        if given is not None:
+            if given < 0:
+                return None
+            limit = max(1, given) if limit is None else max(limit, given)
+    if limit is None or body.get("prompt_embeds") is not None:
         return None
+    if _COUNT_FIELDS.isdisjoint(body):
+        return limit * outputs.prompts
     candidates: list[int] = [body.get(field) or 1 for field in OUTPUT_FIELDS]
-    return max(1, *limits) * outputs.prompts * max(candidates)
+    return limit * outputs.prompts * max(candidates)
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int  # and no bool
 
 
 class Forwarded(NamedTuple):
@@ -175,4 +198,4 @@ def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forw
         if not ask.wants_usage:
             options.pop("continuous_usage_stats", None)
         body["stream_options"] = options
-    return Forwarded(orjson.dumps(body), hides_usage=not ask.wants_usage, gathers=gathers)
+    return Forwarded(orjson.dumps(body), not ask.wants_usage, gathers)

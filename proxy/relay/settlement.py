@@ -10,7 +10,7 @@ answer that costs something. What admission took (the key's place, the upstream'
 from billing import clock, ids
 from billing.ledger.accounts import Principal
 from billing.ledger.due import Due
-from billing.money import Pico, amount_number, format_amount
+from billing.money import Pico, amount_number, amount_text, shortest
 from billing.pricing.quote import Quote
 from billing.tokens.counting import OutputTally
 from billing.usage import Anomaly, CountSource, Outcome, Usage, UsageEvent
@@ -33,6 +33,7 @@ from proxy.relay.shapes import error_body, error_event
 from proxy.settle import Entry, judged, window_start
 
 _CLIENT_CLOSED_STATUS = 499
+_UPSTREAM, _COUNTED = CountSource.UPSTREAM.value, CountSource.COUNTED.value
 _LAST_CHUNK = b"0\r\n\r\n"
 _UNRECORDED = Refusal("recording_unavailable", "the usage of this request could not be recorded; it is not billed")
 
@@ -132,10 +133,10 @@ class Settlement:
                 claim = Claim(self._ask, self._server, usage, self._delivered)
                 self._services.counting.verify(claim, self._record_judged)
             else:
-                self._record(usage, CountSource.UPSTREAM)
+                self._record(usage, _UPSTREAM)
             return
         cut = Cut(self._ask, self._server, self._delivered())
-        self._services.counting.count(cut, lambda counted: self._record(counted, CountSource.COUNTED))
+        self._services.counting.count(cut, lambda counted: self._record(counted, _COUNTED))
 
     def _delivered(self) -> OutputTally:
         if self._meter is not None:
@@ -150,9 +151,9 @@ class Settlement:
 
     def _record_judged(self, usage: Usage, found: tuple[Anomaly, ...]) -> None:
         """Record a report that was doubtful and has been compared with a count."""
-        self._record(usage, CountSource.UPSTREAM, found)
+        self._record(usage, _UPSTREAM, found)
 
-    def _record(self, reported: Usage, source: CountSource, found: tuple[Anomaly, ...] = ()) -> None:
+    def _record(self, reported: Usage, source: str, found: tuple[Anomaly, ...] = ()) -> None:
         event = self._event = self._bill(reported, source, self._outcome, self._finished_at, found)
         credit = self._holding.settle(event.amount_pico) if self._holding is not None else None
         self._release(tokens=event.input_tokens + event.output_tokens)
@@ -163,7 +164,7 @@ class Settlement:
     def _bill(
         self,
         reported: Usage,
-        source: CountSource,
+        source: str,
         outcome: Outcome,
         at: clock.Instant,
         found: tuple[Anomaly, ...] = (),
@@ -172,30 +173,32 @@ class Settlement:
         assert quote is not None, "admitted"
         assert principal is not None, "admitted"
         assert server is not None, "dialled"
-        usage, anomaly = judged(reported, self._ask.limit_on(server.kind), found)
+        ask = self._ask
+        usage, anomaly = judged(reported, ask.limit_on(server.kind), found)
+        # In the order of the fields: by their names this one call would take as long as reading the request.
         return UsageEvent(
-            id=self.request_id,
-            customer_id=principal.customer_id,
-            api_key_id=principal.key_id,
-            model=self._ask.model,
-            upstream=server.config.name,
-            upstream_model=server.models.get(self._ask.model, self._ask.model),
-            endpoint=self._path,
-            started_at=self._started_at,
-            first_token_at=self._first_token_at,
-            finished_at=at,
-            outcome=outcome.value,
-            http_status=self._answer_status or _CLIENT_CLOSED_STATUS,
-            count_source=source.value,
-            input_tokens=usage.input_tokens,
-            cached_input_tokens=usage.cached_input_tokens,
-            output_tokens=usage.output_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            cost_pico=quote.cost.charge(usage),
-            amount_pico=quote.price.charge(usage),
-            price_ref=quote.ref,
-            window_start=window_start(principal, at),
-            anomaly=anomaly,
+            self.request_id,
+            principal.customer_id,
+            principal.key_id,
+            ask.model,
+            server.config.name,
+            server.models.get(ask.model, ask.model),
+            self._path,
+            self._started_at,
+            self._first_token_at,
+            at,
+            outcome.value,
+            self._answer_status or _CLIENT_CLOSED_STATUS,
+            source,
+            usage.input_tokens,
+            usage.cached_input_tokens,
+            usage.output_tokens,
+            usage.reasoning_tokens,
+            quote.cost.charge(usage),
+            quote.price.charge(usage),
+            quote.ref,
+            window_start(principal, at),
+            anomaly,
         )
 
     # checkpoints (`proxy/checkpoints.py`)
@@ -215,7 +218,7 @@ class Settlement:
 
     def checkpoint(self, usage: Usage, source: CountSource, at: clock.Instant) -> Due:
         """Return what is recorded if this worker dies now. Any thread may call it, once there is progress."""
-        event = self._bill(usage, source, Outcome.INTERRUPTED, at)
+        event = self._bill(usage, source.value, Outcome.INTERRUPTED, at)
         assert self._quote is not None, "admitted"
         credit = self._holding.parts_of(event.amount_pico) if self._holding is not None else None
         return Due(event, self._quote, credit)
@@ -253,8 +256,9 @@ class Settlement:
         assert self._quote is not None, "admitted"
         amount = Pico(self._event.amount_pico)
         raw = self._settled.raw
-        body = with_cost(raw, amount_number(amount), self._settled.reported)
-        paid = b"x-weir-amount: %s\r\n" % format_amount(amount, self._quote.currency).encode()
+        text = amount_text(amount)
+        body = with_cost(raw, shortest(text), self._settled.reported)
+        paid = f"x-weir-amount: {text} {self._quote.currency}\r\n".encode()
         lines = fields.as_json(self._answer_headers) if self._forwarded.gathers else self._answer_headers
         self._send_whole(self._answer_status, lines, body, paid)
 
@@ -283,24 +287,26 @@ class Settlement:
 
     def _added(self, framing: bytes) -> bytes:
         close = b"" if self._client.keep_alive else b"connection: close\r\n"
-        return b"x-request-id: %s\r\n%s%s" % (self.request_id.encode(), framing, close)
+        return b"x-request-id: " + self.request_id.encode() + b"\r\n" + framing + close
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._client.has_chunks else data
 
     def _send_whole(self, status: int, lines: fields.Headers, body: bytes, more: bytes = b"") -> None:
-        added = self._added(b"content-length: %d\r\n%b" % (len(body), more))
+        added = self._added(b"content-length: %d\r\n" % len(body) + more)
         self._client.send(fields.response_head(status, lines, added) + body)
         self._client.finish()
 
     def _release(self, *, tokens: int) -> None:
         """Give back what admission took: the key's place, the upstream's, this worker's."""
-        if self not in self._services.exchanges:
+        exchanges = self._services.exchanges
+        if self not in exchanges:
             return
-        self._services.exchanges.discard(self)
+        exchanges.remove(self)
         assert self._principal is not None, "admitted"
         buckets = self._services.directory.buckets_of(self._principal.key_id)
-        limits.give_back(buckets, self._principal.tpm, tokens, clock.now())
+        tpm = self._principal.tpm
+        limits.give_back(buckets, tpm, tokens, clock.now() if tpm else 0)
         if self._holding is not None:
             self._holding.close()
         self._leave_server()
