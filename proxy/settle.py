@@ -254,7 +254,7 @@ class Recorder:
 
     def _commit(self, batch: list[Entry], *, is_retry: bool) -> None:
         rows = [entry.event for entry in batch]
-        if not is_retry and all(entry.quote.ref in self._stored_refs and entry.credit is None for entry in batch):
+        if not is_retry and all(self._is_plain(entry) for entry in batch):
             with self._database.appending_on(self._held) as cursor:
                 if rows:
                     events.append_on(cursor, rows, self._shard, is_sqlite=self._database.is_sqlite)
@@ -270,6 +270,10 @@ class Recorder:
         self._stored_refs.update(new)
         for loss in losses:
             log.error("credit.uncovered", extra={"event": loss.adjusts, "amount_pico": -loss.amount_pico})
+
+    def _is_plain(self, entry: Entry) -> bool:
+        """Whether an event needs nothing but to be appended, as nearly all do."""
+        return entry.credit is None and not entry.is_checkpointed and entry.quote.ref in self._stored_refs
 
     def _append_unrecorded(self, conn: Connection, batch: list[Entry]) -> Sequence[UsageEvent]:
         """Append what is not there: the answer of an earlier commit may be lost, or a checkpoint was recovered."""
