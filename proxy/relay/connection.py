@@ -188,6 +188,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._end_if_over()
 
     def _end_if_over(self) -> None:
+        if self._has_more:
+            return  # the listener gets that first
         if self._is_complete:
             self._finish()
         elif self._is_broken:

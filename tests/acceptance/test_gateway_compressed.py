@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from billing.config import Upstream as UpstreamConfig
-from proxy.relay.connection import Pool
+from proxy.relay.connection import Pool, UpstreamConnection
 from proxy.relay.discovery import ask as ask_upstream
 from tests.acceptance.harness import MODEL, Gateway
 from tests.acceptance.raw import Raw, ask, body, request
@@ -253,3 +253,27 @@ def test_discovery_reads_a_compressed_answer() -> None:
             found = ask_upstream(UpstreamConfig(name="x", url=fake.url))
             assert found is not None
             assert found.models == (MODEL,)
+
+
+def test_an_end_that_comes_while_the_listener_is_slow_waits_for_what_came_before() -> None:
+    """A read may be on its way already when reading is paused."""
+    raw = packed(b"abc" * 100_000, GZIP)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def test(fake: FakeUpstream) -> None:
+        loop = asyncio.get_running_loop()
+        pool = Pool(UpstreamConfig(name="fake", url=fake.url), loop)
+        _, connection = await loop.create_connection(lambda: UpstreamConnection(pool), "127.0.0.1", fake.port)
+        listener = Heard(pauses=True)
+        connection.serve(listener)
+        connection.data_received(head + chunk(raw).data)
+        connection.data_received(b"0\r\n\r\n")
+        while not listener.end.done():
+            connection.resume()
+            await asyncio.sleep(0)
+        assert (await listener.end, listener.body) == ("ended", b"abc" * 100_000)
+        connection.abort()
+        pool.close()
+
+    with fake_upstream() as fake, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(test(fake))
