@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "audit": "billing.cli.audit",
         "adjust": "billing.cli.adjust",
         "stripe": "billing.cli.stripe",
+        "invoice": "billing.cli.invoice",
         "db": "billing.cli.db",
     }
 )

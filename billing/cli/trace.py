@@ -4,11 +4,12 @@ import json
 
 import click
 
+from billing.cli import trace_bill
 from billing.cli.app import Session, pass_session
 from billing.cli.output import emit_one, listing
 from billing.cli.unit_prices import fields_of
 from billing.clock import HOUR_US, SECOND_US, Instant, instant_text
-from billing.ledger import tracing
+from billing.ledger import bills, tracing
 from billing.ledger.adjustments import Note
 from billing.ledger.outbox import Batch
 from billing.ledger.tracing import Trace
@@ -18,11 +19,22 @@ _INSTANTS = ("started_at", "first_token_at", "finished_at", "window_start")
 
 
 @click.command()
-@click.argument("request_id")
+@click.argument("request_id", metavar="REQUEST_ID|BATCH_ID|INVOICE_ID")
 @listing
 @pass_session
 def trace(session: Session, request_id: str, form: str) -> None:
-    """Show what is recorded of the request with this x-request-id, and why it cost what it cost."""
+    """Show what is recorded of the request with this x-request-id, and why it cost what it cost.
+
+    Back from the bill: an invoice of Stripe's (in_…) shows the batches of each line, a batch its requests.
+    """
+    if request_id.startswith(trace_bill.INVOICE_PREFIX):
+        emit_one(form, trace_bill.invoice_row(session, request_id))
+        return
+    with session.database.reading() as conn:
+        batch = bills.find_batch(conn, request_id)
+    if batch is not None:
+        emit_one(form, trace_bill.batch_row(session, batch))
+        return
     with session.database.reading() as conn:
         found = tracing.load(conn, request_id)
     emit_one(form, row(found))

@@ -29,6 +29,7 @@ because nothing may query behind the reader's back, and the hot insert binds a N
     inbox       stripe_events: stored before the 200, worked off in the background
     stripe_objects  the ids of the meter, product and price at Stripe
     totals      sums over the rollups, for reports
+    bills       what an invoice bills: a period's usage, its batches, a batch's requests
     tracing     one request, from its event to its batch
     backup      a copy of the whole ledger while it is being written
 """

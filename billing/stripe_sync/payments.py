@@ -95,6 +95,30 @@ class Declined:
     intent_id: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class BilledLine:
+    """A line of an invoice; `units` is its whole quantity, `price_id` "" for a plain amount."""
+
+    price_id: str
+    units: int
+    amount: int
+    period_start_s: int
+    period_end_s: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BilledInvoice:
+    """An invoice, or the preview of one, with its lines."""
+
+    id: str
+    status: str
+    stripe_customer_id: str
+    currency: str
+    total: int
+    lines: tuple[BilledLine, ...]
+
+
 class PaymentsPort(Protocol):
     """What Weir asks of Stripe about payments. Every method raises StripeError; `find_*` give None for the missing."""
 
@@ -130,3 +154,12 @@ class PaymentsPort(Protocol):
 
     def find_payer_of(self, kind: str, object_id: str) -> str | None:
         """Return the customer of an invoice or a subscription."""
+
+    def preview(self, stripe_customer_id: str, subscription_id: str) -> BilledInvoice:
+        """Ask what the running period of a subscription would cost if it ended now; nothing is stored."""
+
+    def find_invoice(self, invoice_id: str) -> BilledInvoice | None:
+        """Retrieve an invoice with all its lines."""
+
+    def cancel_subscription(self, subscription_id: str, key: str) -> None:
+        """End a subscription now, and invoice what it has not invoiced yet."""

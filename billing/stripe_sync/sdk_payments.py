@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 import stripe
 
-from billing.stripe_sync.payments import Bill, Charge, Checkout, Declined, Dispute, Intent, Payer, Refund
+from billing.stripe_sync.payments import (
+    Bill,
+    BilledInvoice,
+    BilledLine,
+    Charge,
+    Checkout,
+    Declined,
+    Dispute,
+    Intent,
+    Payer,
+    Refund,
+)
 from billing.stripe_sync.sdk import PAGE_ROWS, answer, asked, found_or_none, id_of, listed, mark, stripe_error
 
 if TYPE_CHECKING:
@@ -133,6 +144,57 @@ class SdkPayments:
         retrieve = {"invoice": self._v1.invoices.retrieve, "customer.subscription": self._v1.subscriptions.retrieve}
         row = found_or_none(lambda: retrieve[kind](object_id)) if kind in retrieve else None
         return None if row is None or row.customer is None else id_of(row.customer)
+
+    def preview(self, stripe_customer_id: str, subscription_id: str) -> BilledInvoice:
+        """See PaymentsPort."""
+        row = asked(
+            lambda: self._v1.invoices.create_preview({"customer": stripe_customer_id, "subscription": subscription_id})
+        )
+        return _billed(row, list(row.lines.data))
+
+    def find_invoice(self, invoice_id: str) -> BilledInvoice | None:
+        """See PaymentsPort."""
+        row = found_or_none(lambda: self._v1.invoices.retrieve(invoice_id))
+        if row is None:
+            return None
+        if not row.lines.has_more:
+            return _billed(row, list(row.lines.data))
+        return _billed(row, listed(lambda: self._v1.invoices.line_items.list(row.id, {"limit": PAGE_ROWS}), _same))
+
+    def cancel_subscription(self, subscription_id: str, key: str) -> None:
+        """See PaymentsPort."""
+        asked(
+            lambda: self._v1.subscriptions.cancel(
+                subscription_id, {"invoice_now": True, "prorate": False}, {"idempotency_key": key}
+            )
+        )
+
+
+def _same(row: stripe.InvoiceLineItem) -> stripe.InvoiceLineItem:
+    return row
+
+
+def _billed(row: stripe.Invoice, lines: list[stripe.InvoiceLineItem]) -> BilledInvoice:
+    return BilledInvoice(
+        id=getattr(row, "id", None) or "",
+        status=str(row.status),
+        stripe_customer_id="" if row.customer is None else id_of(row.customer),
+        currency=row.currency,
+        total=row.total,
+        lines=tuple(_billed_line(each) for each in lines),
+    )
+
+
+def _billed_line(row: stripe.InvoiceLineItem) -> BilledLine:
+    details = None if row.pricing is None else row.pricing.price_details
+    return BilledLine(
+        price_id="" if details is None else id_of(details.price),
+        units=row.quantity or 0,
+        amount=row.amount,
+        period_start_s=row.period.start,
+        period_end_s=row.period.end,
+        text=row.description or "",
+    )
 
 
 def _marks(bill: Bill) -> dict[str, str]:
