@@ -58,10 +58,11 @@ class OutputTally:
     `has_stop_texts`: the request has `stop`, so that an answer may end without an end-of-sequence token.
     """
 
-    __slots__ = ("_choices", "_counting", "_has_stop_texts", "deltas")
+    __slots__ = ("_choices", "_counting", "_has_stop_texts", "deltas", "finishes")
 
     def __init__(self, *, has_stop_texts: bool = False) -> None:
         self.deltas = 0
+        self.finishes = 0
         self._choices: dict[int, _Choice] = {}
         self._counting = Lock()
         self._has_stop_texts = has_stop_texts
@@ -79,7 +80,8 @@ class OutputTally:
         choice.calls += calls
 
     def finish(self, index: int, reason: str) -> None:
-        """Choice `index` ended by itself, for this `finish_reason`."""
+        """Choice `index` ended by itself, for this `finish_reason`; counts the `finishes`."""
+        self.finishes += 1
         self._choice(index).has_eos = reason in _ENDS_WITH_EOS and not self._has_stop_texts
 
     def take(self, piece: Piece) -> None:

@@ -24,7 +24,11 @@ SGLang 0.5.23, Ollama 2026-08):
     one usage per output, n > 1 or prompt arrays   llama.cpp streams: outputs added up, see `stream`
     usage of the first output only                 llama.cpp not streamed, n > 1: asked as a stream, see `gathered`
     `usage: null` on other chunks                  OpenAI's convention: no usage
-    no `[DONE]`                                    transformers: the end of the body ends the stream
+    no `[DONE]`                                    transformers: the end of the body ends the stream, if a usage or a
+                                                   `finish_reason` came; else it broke off
+    a prompt of 0                                  LM Studio, Ollama: counted; the output is billed as told
+    `timings` on the finish chunk                  llama.cpp puts them on the usage chunk where it is asked for one: a
+                                                   client that did not ask for usage does not see them through Weir
     an end without its empty line, or `[DONE]`     read as if it had one
     NaN, half a surrogate pair beside a report     Python's JSON writer: read leniently, see `reading.parse`
     `error` events inside a 200                    everywhere: outcome upstream_error

@@ -40,6 +40,9 @@ class Meter(Protocol):
     def known_usage(self) -> Usage | None:
         """Return the usage so far if the upstream told it."""
 
+    def known_prompt(self) -> Usage | None:
+        """Return the prompt's part of a usage (no output) if the upstream told it before the end."""
+
     def delivered(self) -> OutputTally:
         """Return what was passed on so far, to be counted."""
 

@@ -74,6 +74,10 @@ class Gatherer:
             usage = timings_of({"timings": self._timings})
         return None if usage is not None and not usage.output_tokens and self._choices_have_text() else usage
 
+    def known_prompt(self) -> Usage | None:
+        """Return nothing: who leaves such an answer has seen none of it."""
+        return None
+
     def delivered(self) -> OutputTally:
         """Return the text that was generated so far."""
         tally = OutputTally(has_stop_texts=self._has_stop_texts)
@@ -91,6 +95,8 @@ class Gatherer:
         usage = self.known_usage()
         if self._error is not None:
             return Settle(usage, _written({"error": self._error}), is_error=True)
+        if usage is None and not self.is_complete and not self.delivered().finishes:  # it broke off
+            return Settle(None, _BROKEN, is_error=True)
         answer = self._answer(usage)
         raw = _written(answer)
         return Settle(usage, raw, is_error=raw is _BROKEN, reported=answer.get("usage"))

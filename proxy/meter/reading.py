@@ -71,6 +71,13 @@ def timings_of(parsed: object) -> Usage | None:
     return Usage(computed + cached, predicted, cached)
 
 
+def progress_of(parsed: object) -> Usage | None:
+    """Return the prompt that llama.cpp's `prompt_progress` tells, with its cached part and no output."""
+    progress = _mapping(parsed.get("prompt_progress")) if isinstance(parsed, dict) else {}
+    total = progress.get("total")
+    return Usage(total, 0, _count(progress.get("cache"))) if _is_count(total) and total > 0 else None
+
+
 def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 

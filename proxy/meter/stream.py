@@ -9,13 +9,14 @@ are kept by reference, to be counted should the stream be cut; past 64 KiB they 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from billing.tokens.counting import OutputTally, pieces
 from billing.usage import Usage
 from proxy.meter.framing import Framer, event_data
-from proxy.meter.reading import has_usage, parse, timings_of, usage_of, with_cost
+from proxy.meter.reading import has_usage, parse, progress_of, timings_of, usage_of, with_cost
 from proxy.meter.steps import Outputs, Settle
+from proxy.meter.told import KnownOutput
 
 KEPT_BYTES_MAX = 64 * 1024
 _DONE = b"[DONE]"
@@ -36,6 +37,7 @@ class StreamMeter:
         "_kept_bytes",
         "_last",
         "_outputs",
+        "_prompt",
         "_reported",
         "_tally",
         "_usage",
@@ -71,6 +73,7 @@ class StreamMeter:
         self._last = b""
         self._tally = OutputTally(has_stop_texts=has_stop_texts)
         self._usage: Usage | None = None
+        self._prompt: Usage | None = None
         self._reported = 0
         self._is_total = False
         self._is_error = False
@@ -151,8 +154,10 @@ class StreamMeter:
         for event in (*framer.feed(b"".join(self._kept)), framer.rest()):
             data = event_data(event)
             if data.startswith(b"{"):
-                self._last = data
-                for piece in pieces(parse(data)):
+                self._last, parsed = data, parse(data)
+                if b'"prompt_progress"' in data and self._outputs.total == 1:
+                    self._prompt = progress_of(parsed) or self._prompt
+                for piece in pieces(parsed):
                     self._tally.take(piece)
         self._kept = []
         self._kept_bytes = 0
@@ -161,7 +166,8 @@ class StreamMeter:
         """End the stream: its usage, and the bytes that may leave once that is recorded.
 
         An event that the end of the stream cut short of its empty line counts like the others: there are clients that
-        read it.
+        read it. A stream that ends without `[DONE]`, a report and a `finish_reason` broke off (transformers has no
+        `[DONE]`, but both others). Called again, it gives what has come since.
         """
         rest = self._framer.rest()
         raw = b"".join(self._held) + rest
@@ -170,17 +176,25 @@ class StreamMeter:
             kept = self._look(rest)
             raw = rest if self.is_complete else kept
             self._keep(kept)
-        return Settle(self.known_usage(), raw, self._is_error)
+        usage = self.known_usage()
+        broke_off = usage is None and not self.is_complete and not self.delivered().finishes
+        return Settle(usage, raw, self._is_error or broke_off)
 
     def known_usage(self) -> Usage | None:
         """Return the usage so far if the upstream told it: at the end, or with each event.
 
-        A report of no output beside text that was passed on is none.
+        A report of no output beside text that was passed on is none. One of no prompt is none either: no prompt is
+        empty, and it is counted.
         """
         usage = self._total() or self._timings()
-        if usage is not None and not usage.output_tokens and not self.delivered().is_empty:
+        if usage is None or not usage.input_tokens or (not usage.output_tokens and not self._text().is_empty):
             return None
         return usage
+
+    def known_prompt(self) -> Usage | None:
+        """Return the prompt if the client asked llama.cpp to tell it (`return_progress`)."""
+        self._fold()
+        return self._prompt
 
     def _total(self) -> Usage | None:
         """Return what was reported if it is about all outputs.
@@ -205,6 +219,10 @@ class StreamMeter:
 
     def delivered(self) -> OutputTally:
         """Return what was passed on so far, as text to be counted: for a stream that was cut."""
+        usage, text = self._total(), self._text()
+        return KnownOutput(usage.output_tokens, text) if _tells_output_alone(usage) else text
+
+    def _text(self) -> OutputTally:
         self._fold()
         return self._tally
 
@@ -218,6 +236,10 @@ def _matters(data: bytes) -> bool:
         return True
     mentions = data.count(b'"usage"')
     return bool(mentions) and mentions != data.count(b'"usage":null')
+
+
+def _tells_output_alone(usage: Usage | None) -> TypeGuard[Usage]:
+    return usage is not None and not usage.input_tokens and usage.output_tokens > 0
 
 
 def _is_finish(parsed: dict[str, Any]) -> bool:

@@ -49,6 +49,7 @@ class KnownOutput(OutputTally):
     def __init__(self, tokens: int, delivered: OutputTally) -> None:
         super().__init__()
         self.deltas = tokens
+        self.finishes = delivered.finishes
         self._tokens = tokens
         self._delivered = delivered
 

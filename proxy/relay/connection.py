@@ -142,13 +142,13 @@ class UpstreamConnection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def leave(self) -> None:
-        """The listener has all it wants: the rest is thrown away, and the connection broken unless it ends soon."""
+        """The listener has the last event: what follows is told it all the same, and the connection broken unless it
+        ends soon."""
         if not self._is_complete or self._has_more:
-            self._listener = _NOBODY
-            self._pool.loop.call_later(LEFT_S, self._abort_if_left)
+            self._pool.loop.call_later(LEFT_S, self._abort_if_left, self._listener)
 
-    def _abort_if_left(self) -> None:
-        if self._listener is _NOBODY:
+    def _abort_if_left(self, listener: Listener | None) -> None:
+        if self._listener is listener:
             self.abort()
 
     def abort(self) -> None:
@@ -309,28 +309,6 @@ class UpstreamConnection(asyncio.Protocol):
     def is_stream(self) -> bool:
         """Whether the answer is a stream of events."""
         return is_event_stream(self._headers)
-
-
-class _Nobody:
-    """Listens to the rest of an answer that nobody wants."""
-
-    def started(self, connection: UpstreamConnection) -> None:
-        """Never asked for anything."""
-
-    def head(self, status: int, headers: Headers) -> None:
-        """Ignore it."""
-
-    def data(self, data: bytes) -> None:
-        """Throw it away."""
-
-    def ended(self) -> None:
-        """The connection is free."""
-
-    def died(self, *, could_retry: bool) -> None:
-        """So be it."""
-
-
-_NOBODY = _Nobody()
 
 
 class Pool:

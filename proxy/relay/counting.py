@@ -28,6 +28,7 @@ from proxy.relay.catalog import Server
 from proxy.relay.request import Ask
 
 THREADS = 2
+_PROMPT_FIELDS = ("messages", "prompt", "input", "system", "instructions", "query", "documents", "texts")
 SHORT_BYTES_MAX = 2_048
 """What may be counted on the event loop, where a doubtful stream shows its price."""
 
@@ -36,11 +37,19 @@ log = logging.getLogger("weir.counting")
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """An answer without usage: what was asked, of whom, and what was delivered."""
+    """An answer without usage: what was asked, of whom, what was delivered, and the prompt if its server told that."""
 
     ask: Ask
     server: Server
     tally: OutputTally
+    prompt: Usage | None = None
+
+    @property
+    def least(self) -> Usage:
+        """What it has at least, without any vocabulary: a token never spans two words, and a delta has one or more."""
+        words = len(orjson.dumps([self.ask.body.get(name) for name in _PROMPT_FIELDS]).split())
+        prompt = self.prompt or Usage(words, 0)
+        return prompt._replace(output_tokens=self.tally.deltas)
 
 
 class Claim(NamedTuple):
@@ -90,8 +99,8 @@ class Counting:
 
     def count(self, cut: Cut, done: Callable[[Usage], None]) -> None:
         """Count; `done` is called on the event loop, always."""
-        # a request that can not be counted must settle all the same; the log says that its count is missing
-        self._begin(lambda: self._count(cut), done, Usage(0, 0))
+        # a request that can not be counted must settle all the same, and not for nothing; the log tells of it
+        self._begin(lambda: self._count(cut), done, cut.least)
 
     def verify(self, claim: Claim, done: Judged) -> None:
         """Compare a report with a count; `done` is called on the event loop, always (as reported, if it failed)."""
@@ -132,12 +141,15 @@ class Counting:
 
     def _count(self, cut: Cut) -> Usage:
         vocabulary = self.vocabulary(cut.ask.model)
+        output = cut.tally.output_tokens(vocabulary)
+        reasoning = min(output, cut.tally.reasoning_tokens(vocabulary))
+        if cut.prompt is not None:
+            return cut.prompt._replace(output_tokens=output, reasoning_tokens=reasoning)
         prompt = inquiry.prompt_tokens(cut.server, cut.ask)
         if prompt is None:
             nfc = server_normalizes(cut.server.kind)
             prompt = count_prompt(vocabulary, cut.ask.endpoint, cut.ask.body, nfc=nfc)
-        output = cut.tally.output_tokens(vocabulary)
-        return Usage(prompt, output, reasoning_tokens=min(output, cut.tally.reasoning_tokens(vocabulary)))
+        return Usage(prompt, output, reasoning_tokens=reasoning)
 
     def recount(self, claim: Claim) -> doubt.Counted:
         """Count what was asked and delivered, where it is ours to count. Blocks: for threads."""

@@ -15,6 +15,7 @@ from proxy.admit import decide, limits
 from proxy.meter import choose, endpoints
 from proxy.meter.framing import StreamError
 from proxy.meter.steps import Settle
+from proxy.meter.stream import KEPT_BYTES_MAX
 from proxy.relay import asks
 from proxy.relay import headers as fields
 from proxy.relay import request as requests
@@ -172,6 +173,9 @@ class Exchange(Settlement):
 
     def data(self, data: bytes) -> None:
         """Meter a part of the answer and pass it on."""
+        if self._phase is not Phase.RELAYING:
+            self._follow(data)
+            return
         self._active_at = self._services.loop.time()
         meter = self._meter
         self._body_bytes += len(data)
@@ -186,16 +190,27 @@ class Exchange(Settlement):
             self._end(Cause.UPSTREAM_DIED)
             return
         if passed:
-            if self._first_token_at is None and not passed.startswith(b":"):
+            if self._first_token_at is None and not meter.delivered().is_empty:
                 self._first_token_at = clock.now()
             self._client.send(self._framed(passed))
-        if meter.is_complete and self._phase is Phase.RELAYING:
+        if meter.is_complete:
             if self._connection is not None:
                 self._connection.leave()
                 self._connection = None
             self._settle(meter.finish())
         elif not self._has_client and self._is_drained():
             self._end(Cause.DRAINED)
+
+    def _follow(self, data: bytes) -> None:
+        """Take what comes after the terminal event: it leaves with it, if that has not left yet."""
+        settled = self._settled
+        if (
+            self._phase is Phase.SETTLING
+            and self._head_sent
+            and settled is not None
+            and len(settled.raw) < KEPT_BYTES_MAX
+        ):
+            self._settled = settled._replace(raw=settled.raw + data)
 
     def ended(self) -> None:
         """Settle: the answer is complete."""

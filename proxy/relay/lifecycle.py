@@ -8,6 +8,36 @@ Rules (DESIGN I1, I2, §10): before the upstream has the whole request nothing i
 leaves pays for the prompt and for what was generated so far. An upstream that fails costs nothing before its first
 token, and what was delivered after it. Once a request settles, nothing changes its outcome any more.
 
+    what happens                         the client sees            billed                          outcome
+    client leaves before it is sent      -                          nothing, no event
+    client leaves before the first byte  -                          prompt                          client_closed
+    client leaves between tokens         -                          prompt, what was generated      client_closed
+    … after the last token, before the   -                          prompt, what was generated,     client_closed
+      usage                                                         its end of sequence
+    … after the usage, before `[DONE]`   -                          as reported                     client_closed
+    … after `[DONE]`                     -                          as reported                     completed
+    client reads nothing for idle time   reset                      as if it left                   client_closed
+    client half-closes                   close                      as if it left (as llama.cpp,    client_closed
+                                                                    vLLM)
+    upstream refused, reset, garbage,    502, 503                   nothing, no event
+      no answer before a token           504
+    upstream's 4xx, 5xx, any body        its answer                 nothing, no event
+    upstream breaks after a token,       its bytes, error event     prompt, what was delivered      upstream_error
+      stalls, ends without an end
+    whole answer too short for its       502                        nothing, no event
+      length
+    error event inside a 200             that event                 what came before it, if any     upstream_error
+    SIGTERM, within the grace            all of it                  as reported                     completed
+    SIGTERM, after the grace             error event; 503 if none   what was delivered; nothing     stopped
+                                         was sent
+
+In each the upstream's connection is closed, or idle and fit for the next request. A prompt is billed as its server told
+it (`message_start`, `timings`, `prompt_progress`), cached part included; else the server is asked, else it is counted.
+Running counts (`timings_per_token` of llama.cpp, `continuous_usage_stats` of vLLM) are used where the client asks for
+them, and never asked for: on b11549 they made a stream of 44 tokens 20,681 bytes out of 10,768, and would have to be
+cut out of each event again, which costs a parse (6 µs) for each token of every stream to spare a count of those cut.
+(Tests: `tests/acceptance/test_gateway_{recording,upstreams,endings,draining,llama,http}.py`, `tests/faults`.)
+
 Where the key says `drain` (`billing/disconnect.py`), a client that leaves in WAITING or RELAYING ends nothing: the
 phases go on without it, at full speed and under the same time-outs, and its place, its prepaid hold and the upstream's
 connection stay taken until the end. An answer that completes is then billed as reported, `client_closed`; DRAINED is

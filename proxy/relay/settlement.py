@@ -135,7 +135,8 @@ class Settlement:
             else:
                 self._record(usage, _UPSTREAM)
             return
-        cut = Cut(self._ask, self._server, self._delivered())
+        prompt = self._meter.known_prompt() if self._meter is not None else None
+        cut = Cut(self._ask, self._server, self._delivered(), prompt)
         self._services.counting.count(cut, lambda counted: self._record(counted, _COUNTED))
 
     def _delivered(self) -> OutputTally:

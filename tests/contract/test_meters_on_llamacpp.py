@@ -184,7 +184,7 @@ def test_the_prompt_of_messages_is_known_before_the_first_delta(llama: LlamaServ
     for read in answer.reads():
         meter.receive(read)
         break
-    prompt = meter.known_prompt()  # type: ignore[attr-defined]
+    prompt = meter.known_prompt()
     assert isinstance(prompt, Usage)
     assert prompt[:2] == (13, 0)
 

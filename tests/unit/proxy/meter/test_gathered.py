@@ -101,7 +101,7 @@ def test_log_probabilities_are_joined() -> None:
     assert all(len(entry["top_logprobs"]) == 2 for entry in choice["logprobs"]["content"])
     text = {"index": 0, "text": "a", "logprobs": {"content": [1], "tokens": ["x"]}}
     stream = event({"choices": [text]}) + event({"choices": [text]}) + event({"choices": [{"index": 1, "text": "b"}]})
-    got, _ = gather([stream], is_chat=False)
+    got, _ = gather([stream, DONE], is_chat=False)
     assert [choice["logprobs"] for choice in got["choices"]] == [{"content": [1, 1], "tokens": ["x", "x"]}, None]
 
 

@@ -449,3 +449,33 @@ def test_who_watches_sees_each_event_once() -> None:
     meter.watch = seen.append
     relay(meter, every(body(f"{LLAMA}/completions_array_stream"), 100))
     assert seen == [chunk for chunk in chunks_of(body(f"{LLAMA}/completions_array_stream")) if chunk is not None]
+
+
+def test_a_prompt_of_nothing_is_counted_and_the_output_billed_as_told(qwen: Vocabulary) -> None:
+    """No prompt is empty: a server that says so did not count it (LM Studio, older Ollama)."""
+    stream = StreamMeter(hides_usage=False)
+    relay(stream, [event(delta("Hello")), event(report(0, 40)), DONE])
+    assert stream.known_usage() is None
+    assert stream.delivered().output_tokens(qwen) == 40
+
+
+def test_a_stream_that_just_ends_broke_off() -> None:
+    """A report, `[DONE]` or a `finish_reason` is the end; each alone is enough (transformers sends no `[DONE]`)."""
+    ends: dict[str, tuple[list[bytes], bool]] = {
+        "nothing": ([], True),
+        "a report": ([event(report(7, 1))], False),
+        "done": ([DONE], False),
+        "a reason": ([event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})], False),
+    }
+    for name, (end, is_error) in ends.items():
+        _, settled = relay(StreamMeter(hides_usage=False), [event(delta("Hello")), *end])
+        assert settled.is_error is is_error, name
+
+
+def test_a_prompt_in_progress_is_known_to_the_count() -> None:
+    """llama.cpp's `return_progress`, where the client asked for it: a cut stream's cached part is billed as such."""
+    stream = StreamMeter(hides_usage=False)
+    assert stream.known_prompt() is None
+    progress = {"total": 13, "cache": 9, "processed": 13, "time_ms": 2}
+    stream.receive(event({"choices": [], "prompt_progress": progress}) + event(delta("Hello")))
+    assert (stream.known_usage(), stream.known_prompt()) == (None, Usage(13, 0, 9))
