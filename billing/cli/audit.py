@@ -1,8 +1,9 @@
-"""`weir audit`: whether what is booked is true. `tokens`: the servers' counts against ours."""
+"""`weir audit`: whether what is booked is true. `tokens`: the servers' counts against ours; `ledger`: the books."""
 
 import click
 
 from billing.cli.app import Session, pass_session
+from billing.cli.audit_ledger import ledger
 from billing.cli.output import emit, listing
 from billing.clock import parse_instant
 from billing.ledger import token_audits
@@ -20,6 +21,9 @@ _BAD = (Verdict.OVER, Verdict.UNDER)
 @click.group()
 def audit() -> None:
     """Whether what is booked is true."""
+
+
+audit.add_command(ledger)
 
 
 @audit.command()

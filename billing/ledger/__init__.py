@@ -11,6 +11,7 @@ because nothing may query behind the reader's back, and the hot insert binds a N
     migrate     the one way to this program's schema, and the check that the database is on it
     partitions  the months of usage_events on PostgreSQL
     audit       who changed what
+    proof       the books against each other: `weir audit ledger`
     accounts    customers, suspensions, API keys
     versions    dated cost rates and margin rules → PriceBook
     events      usage events and their hourly rollups, in one transaction

@@ -161,4 +161,5 @@ def assert_recorded(gateway: Gateway, whole: list[Whole]) -> list[Row]:
         assert row["amount_pico"] == price(one.input_tokens, one.output_tokens)
         assert row["outcome"] == "completed"
     gateway.assert_sums_agree()
+    gateway.weir("audit", "ledger")
     return events
