@@ -313,7 +313,8 @@ def due(
 def claim(conn: sa.Connection, batches: Iterable[Batch], now: Instant) -> list[Claim]:
     """Mark the batches as being sent, before the first byte leaves, and return those that are still as they were.
 
-    One conditional update each (state and attempts as read), so that no batch is sent by two processes at once.
+    One conditional update each (state and attempts as read), so that no batch is sent by two processes at once. Its
+    way and key (`via`, `idempotency_key`) are those that the caller chose.
     """
     claims = []
     for batch in batches:
@@ -329,6 +330,8 @@ def claim(conn: sa.Connection, batches: Iterable[Batch], now: Instant) -> list[C
                 attempts=_BATCHES.c.attempts + 1,
                 first_sent_at=sa.func.coalesce(_BATCHES.c.first_sent_at, now),
                 next_attempt_at=now,
+                via=batch.via,
+                idempotency_key=batch.idempotency_key,
             )
             .returning(_BATCHES)
         )

@@ -5,8 +5,9 @@ twice. Windows and batches are written together (`outbox.append`); a batch is `s
 sending, before the first byte leaves; so after a crash it is known that it may have been counted, and it is sent again
 under the same identifier and key, for 23 hours.
 
-It goes in waves: up to LANES batches of different customers are claimed in one transaction, sent at once, and recorded
-in one transaction. So no two events of a customer are in flight (Stripe answers 409), and a wave costs two commits.
+It goes in waves: up to LANES batches of different customers (a few hundred by the stream, which `transport` takes for a
+large backlog) are claimed in one transaction, sent at once, and recorded in one transaction. So no two events of a
+customer are in flight (Stripe answers 409), and a wave costs two commits.
 A customer whose event has to be sent again is left alone for the rest of the round: its next would fare the same. And
 a wave in which nothing was settled ends the round: Stripe is away, or limits us, or refuses the key.
 """
@@ -23,15 +24,18 @@ from billing.ledger import outbox, periods, repairs, stripe_objects
 from billing.ledger.database import Connection, Database
 from billing.ledger.outbox import Batch, Claim, Delta, Outcome, Plan, State
 from billing.ledger.stripe_objects import Kind
-from billing.stripe_sync import batches, invoices, retry
+from billing.stripe_sync import batches, invoices, retry, transport
 from billing.stripe_sync.lanes import Lanes, Pace
 from billing.stripe_sync.port import StripePort
 from billing.stripe_sync.retry import Answer
+from billing.stripe_sync.transport import Call
 
 logger = logging.getLogger("weir.stripe")
 
 LANES = 32
-DUE_ROWS_MAX = 1_000
+STREAM_ROWS_MIN = 2_000
+"""Batches that are due at once, from which on the meter event stream takes them; so many are read at a time."""
+
 RELEASE_ROWS_MAX = 10_000
 SENDS_PER_S_LIVE = 500
 SENDS_PER_S_TEST = 20
@@ -74,6 +78,7 @@ class Pusher:
     is_stopping: Callable[[], bool] = lambda: False
     reached: Callable[[str], None] = _pass_by
     plan_rows_max: int = outbox.PENDING_ROWS_MAX
+    stream_rows_min: int = STREAM_ROWS_MIN
 
     def run(self, *, is_closing: bool = False) -> list[Sent]:
         """Do one round, as the elected pusher: plan what is due, send what is due; return every attempt.
@@ -113,17 +118,25 @@ class Pusher:
         sent: list[Sent] = []
         tried: set[str] = set()
         stopped: set[str] = set()
-        pace = Pace(self.sends_per_s)
-        with Lanes(partial(self._send, pace), LANES) as lanes:
+        has_stream = True
+        with Lanes(partial(transport.send, self.port, Pace(self.sends_per_s)), LANES) as lanes:
             while not self.is_stopping():
                 with self.database.reading() as conn:
-                    due = outbox.due(conn, self.now(), DUE_ROWS_MAX, besides=stopped, is_everything=is_everything)
-                waves = list(_waves(batch for batch in due if batch.id not in tried))
+                    due = outbox.due(
+                        conn, self.now(), self.stream_rows_min, besides=stopped, is_everything=is_everything
+                    )
+                is_streaming = has_stream and len(due) >= self.stream_rows_min
+                size = transport.STREAM_CALLS * transport.STREAM_EVENTS_MAX if is_streaming else LANES
+                waves = list(transport.waves((batch for batch in due if batch.id not in tried), size))
                 if not waves:
                     return sent
                 for wave in waves:
-                    results = self._wave(lanes, [batch for batch in wave if batch.customer_id not in stopped])
+                    allowed = [batch for batch in wave if batch.customer_id not in stopped]
+                    results, is_refused = self._wave(lanes, allowed, is_streaming=is_streaming)
                     sent += results
+                    if is_refused:
+                        has_stream = False
+                        break
                     tried |= {batch.id for batch in wave}
                     stopped |= {each.batch.customer_id for each in results if not each.is_settled}
                     is_in_vain = bool(results) and not any(each.is_settled for each in results)
@@ -131,7 +144,26 @@ class Pusher:
                         return sent
         return sent
 
-    def _wave(self, lanes: Lanes[Claim, Answer], wave: Sequence[Batch]) -> list[Sent]:
+    def _wave(
+        self, lanes: Lanes[Call, list[Answer]], wave: Sequence[Batch], *, is_streaming: bool
+    ) -> tuple[list[Sent], bool]:
+        """Send one wave; return its attempts, and whether Stripe refused the stream as a whole."""
+        groups = transport.calls(self._claimed(wave, is_streaming=is_streaming))
+        self.reached("claimed")
+        answers = list(transport.answered(groups, lanes.run(groups)))
+        self.reached("answered")
+        refused = {claim.batch.id for claim, answer in answers if transport.is_refused(claim, answer)}
+        outcomes = [retry.outcome_of(claim, answer, self.now()) for claim, answer in answers]
+        outcomes = [replace(each, next_attempt_at=self.now()) if each.id in refused else each for each in outcomes]
+        with self.database.writing() as conn:
+            outbox.settle(conn, outcomes)
+        self.reached("recorded")
+        sent = [Sent(claim.batch, answer, each) for (claim, answer), each in zip(answers, outcomes, strict=True)]
+        _log(sent)
+        return sent, is_streaming and bool(refused)
+
+    def _claimed(self, wave: Sequence[Batch], *, is_streaming: bool) -> list[Claim]:
+        """Mark what may be sent as being sent; hold what may not."""
         with self.database.writing() as conn:
             now = self.now()
             sendable = []
@@ -142,17 +174,7 @@ class Pusher:
                 else:
                     outbox.hold(conn, batch, hold.reason, now)
                     logger.error("stripe.push.held", extra={"batch": batch.id, "reason": hold.reason})
-            claims = outbox.claim(conn, sendable, now)
-        self.reached("claimed")
-        answers = lanes.run(claims)
-        self.reached("answered")
-        outcomes = [retry.outcome_of(each, answer, self.now()) for each, answer in zip(claims, answers, strict=True)]
-        with self.database.writing() as conn:
-            outbox.settle(conn, outcomes)
-        self.reached("recorded")
-        sent = [Sent(*each) for each in zip([claim.batch for claim in claims], answers, outcomes, strict=True)]
-        _log(sent)
-        return sent
+            return outbox.claim(conn, transport.addressed(sendable, is_streaming=is_streaming), now)
 
     def _in_open_periods(self, conn: Connection, wave: Sequence[Batch], now: Instant) -> Iterator[Batch]:
         """Give what was never sent, and whose period was invoiced meanwhile, a time in the open one."""
@@ -168,18 +190,6 @@ class Pusher:
             moved = replace(batch, timestamp_s=until // SECOND_US, idempotency_key=key)
             if repairs.retime(conn, batch, key, moved.timestamp_s, "carried forward: its invoice is finalized", now):
                 yield moved
-
-    def _send(self, pace: Pace, claim: Claim) -> Answer:
-        pace.wait()
-        batch = claim.batch
-        return self.port.send(
-            batch.event_name,
-            batch.stripe_customer_id,
-            batch.units,
-            batch.timestamp_s,
-            batch.identifier,
-            batch.idempotency_key,
-        )
 
     def release_rejected(self) -> int:
         """Make what Stripe refused sendable again, once its cause is mended; return how many batches."""
@@ -212,18 +222,6 @@ def _next_after(after: str, cut_at: str, deltas: Sequence[Delta], plan: Plan) ->
     if is_seen and not any(delta.customer_id == cut_at for delta in plan.assigned):
         return cut_at
     return max((delta.customer_id for delta in deltas if delta.customer_id != cut_at), default=after)
-
-
-def _waves(due: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """Divide into waves of different customers, each customer's batches in the order of their seq."""
-    lanes: dict[str, list[Batch]] = {}
-    for batch in sorted(due, key=lambda batch: batch.seq):
-        lanes.setdefault(batch.customer_id, []).append(batch)
-    waiting = list(lanes.values())
-    while waiting:
-        front = waiting[:LANES]
-        yield [lane.pop(0) for lane in front]
-        waiting = waiting[LANES:] + [lane for lane in front if lane]
 
 
 def _log(sent: Iterable[Sent]) -> None:
