@@ -9,8 +9,10 @@ from collections.abc import Mapping
 import click
 
 from billing import ids
+from billing.cli import rate_card
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
+from billing.cli.scenario import explaining
 from billing.cli.unit_prices import UNIT_COLUMNS, fields_of, rounded_units, unit_rows
 from billing.clock import Instant, instant_text, parse_instant
 from billing.errors import NotFoundError
@@ -26,8 +28,8 @@ from billing.pricing.rates import Standing, next_start, standing, version_at
 PRICES_SHOWN_MAX = 20
 """Models whose new prices `set` and `remove` show."""
 
-RULE_COLUMNS = ("scope", "model", "customer", "margin", "effective_from", "effective_until", "state", "id")
-REASON_COLUMNS = ("verdict", "scope", "margin", "effective_from", "because", "id")
+RULE_COLUMNS = ("scope", "model", "customer", "margin", "floor", "effective_from", "effective_until", "state", "id")
+REASON_COLUMNS = ("verdict", "scope", "margin", "effective_from", "recorded_at", "because", "id")
 REMOVED = "none"
 
 
@@ -41,9 +43,11 @@ def margin() -> None:
 @click.option("--model", metavar="MODEL", help="Only for this model.")
 @click.option("--customer", metavar="NAME|ID", help="Only for this customer.")
 @click.option("--from", "from_text", metavar="INSTANT", default="now", help="When it begins.  [default: now]")
+@click.option("--floor", "floor_text", metavar="MARGIN", help="The least margin of all under it, by whatever rule.")
 @click.option("--allow-loss", is_flag=True, help="Take a margin that sells below cost, such as -10%.")
 @click.option("--backdate", is_flag=True, help="Let --from lie in the past; history keeps its prices.")
 @click.option("--force", is_flag=True, help="Take a price above 11 times the cost.")
+@explaining
 @listing
 @pass_session
 def set_margin(
@@ -53,9 +57,12 @@ def set_margin(
     model: str | None,
     customer: str | None,
     from_text: str,
+    floor_text: str | None,
     allow_loss: bool,
     backdate: bool,
     force: bool,
+    reason: str | None,
+    actor: str | None,
     form: str,
 ) -> None:
     """Set the MARGIN: 30% on the cost, or margin:40% of the price.
@@ -73,8 +80,9 @@ def set_margin(
             allow_loss=allow_loss,
             effective_from=parse_instant(from_text, session.now),
             recorded_at=session.now,
+            floor=None if floor_text is None else parse_margin(floor_text, force=force),
         )
-        book, names = _append(session, conn, rule, backdate=backdate)
+        book, names = _append(session, conn, rule, backdate=backdate, reason=reason, actor=actor)
     _show(session, book, rule, names, form)
 
 
@@ -83,10 +91,19 @@ def set_margin(
 @click.option("--customer", metavar="NAME|ID", help="The rule of this customer.")
 @click.option("--from", "from_text", metavar="INSTANT", default="now", help="When it ends.  [default: now]")
 @click.option("--backdate", is_flag=True, help="Let --from lie in the past; history keeps its prices.")
+@explaining
 @listing
 @pass_session
 def remove_margin(
-    session: Session, *, model: str | None, customer: str | None, from_text: str, backdate: bool, form: str
+    session: Session,
+    *,
+    model: str | None,
+    customer: str | None,
+    from_text: str,
+    backdate: bool,
+    reason: str | None,
+    actor: str | None,
+    form: str,
 ) -> None:
     """End a rule: less specific ones then decide, from now on or from an instant to come."""
     with session.database.writing() as conn:
@@ -98,7 +115,7 @@ def remove_margin(
             effective_from=parse_instant(from_text, session.now),
             recorded_at=session.now,
         )
-        book, names = _append(session, conn, rule, backdate=backdate)
+        book, names = _append(session, conn, rule, backdate=backdate, reason=reason, actor=actor)
     _show(session, book, rule, names, form)
 
 
@@ -107,7 +124,7 @@ def _scope(conn: Connection, model: str | None, customer: str | None) -> Scope:
 
 
 def _append(
-    session: Session, conn: Connection, rule: MarginRule, *, backdate: bool
+    session: Session, conn: Connection, rule: MarginRule, *, backdate: bool, reason: str | None, actor: str | None
 ) -> tuple[PriceBook, dict[str, str]]:
     """Add the rule; return the book that it makes and the names of the customers in it."""
     settings = session.config.billing
@@ -117,7 +134,8 @@ def _append(
         default_margin=settings.default_margin,
         currency=settings.currency,
         backdate=backdate,
-        actor=session.actor,
+        actor=actor or session.actor,
+        reason=reason,
     )
     return book, versions.customer_names(conn)
 
@@ -180,6 +198,7 @@ def _row(book: PriceBook, rule: MarginRule, names: Mapping[str, str], at: Instan
         "customer": None if customer_id is None else names[customer_id],
         "customer_id": customer_id,
         "margin": REMOVED if rule.margin is None else str(rule.margin),
+        "floor": None if rule.floor is None else str(rule.floor),
         "allow_loss": rule.allow_loss,
         "effective_from": instant_text(rule.effective_from),
         "effective_until": None if until is None else instant_text(until),
@@ -197,6 +216,7 @@ def _default_row(book: PriceBook, at: Instant) -> Row:
         "customer": None,
         "customer_id": None,
         "margin": str(book.default_margin),
+        "floor": None,
         "allow_loss": False,
         "effective_from": None,
         "effective_until": None,
@@ -209,15 +229,24 @@ def _default_row(book: PriceBook, at: Instant) -> Row:
 @click.argument("model")
 @click.option("--customer", metavar="NAME|ID", help="For this customer.")
 @click.option("--at", "at_text", metavar="INSTANT", default="now", help="At that instant.  [default: now]")
+@click.option("--as-of", metavar="INSTANT", help="By what was recorded by then.  [default: what is known today]")
 @listing
 @pass_session
-def explain_margin(session: Session, model: str, *, customer: str | None, at_text: str, form: str) -> None:
-    """Show which rule decides the price of MODEL and why, its cost and its price."""
+def explain_margin(
+    session: Session, model: str, *, customer: str | None, at_text: str, as_of: str | None, form: str
+) -> None:
+    """Show which rule decides the price of MODEL and why, its cost and its price.
+
+    --at asks for the price of an instant, --as-of for what was believed at one: a rule that was backdated later, or
+    scheduled since, was not known then.
+    """
     settings = session.config.billing
     at = parse_instant(at_text, session.now)
     with session.database.reading() as conn:
         buyer = None if customer is None else find_customer(conn, customer)
         book = versions.load_book(conn, default_margin=settings.default_margin, currency=settings.currency)
+    if as_of is not None:
+        book = book.as_of(parse_instant(as_of, session.now))
     customer_id = None if buyer is None else buyer.id
     reasons = [_reason_row(reason) for reason in book.explain(model, customer_id, at)]
     if form == "csv":
@@ -260,6 +289,7 @@ def _reason_row(reason: Reason) -> Row:
         "scope": "default" if rule is None else str(rule.scope),
         "margin": REMOVED if reason.margin is None else str(reason.margin),
         "effective_from": None if rule is None else instant_text(rule.effective_from),
+        "recorded_at": None if rule is None else instant_text(rule.recorded_at),
         "because": reason.because,
         "id": None if rule is None else rule.id,
     }
@@ -272,3 +302,7 @@ def _no_cost(book: PriceBook, model: str, at: Instant) -> str:
         f"{model!r} has no cost at {instant_text(at)}{begins}, so requests for it are refused: set one with"
         f" `weir cost set {model} --input R --output R`"
     )
+
+
+for _command in rate_card.COMMANDS:
+    margin.add_command(_command)

@@ -1,7 +1,10 @@
 """What `weir simulate` and `weir margin plan` share: the options that describe other prices, and the book they make."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
+
+import click
 
 from billing.clock import Instant
 from billing.errors import UsageError
@@ -12,6 +15,14 @@ from billing.pricing.margins import MarginRule, Scope
 from billing.pricing.rate_card import Card, Entry
 
 CARD_BYTES_MAX = 2**20
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def explaining(command: _Command) -> _Command:
+    """Add the options that say who changes prices, and why."""
+    actor = click.option("--actor", metavar="NAME", help="Who, for the audit log.  [default: cli:$USER]")
+    reason = click.option("--reason", metavar="TEXT", help="Why, for the audit log.")
+    return reason(actor(command))
 
 
 def read_card(file: Path, *, force: bool = False) -> Card:
@@ -43,5 +54,5 @@ def rules_of(conn: Connection, entries: Mapping[str, Entry], at: Instant) -> tup
         scope = scope_of(conn, entry)
         if scope in rules:
             raise UsageError(f"the rate card has two tables for {entry.subject}; keep one")
-        rules[scope] = MarginRule(rule_id, scope, entry.margin, entry.allow_loss, at, at)
+        rules[scope] = MarginRule(rule_id, scope, entry.margin, entry.allow_loss, at, at, entry.floor)
     return tuple(rules.values())

@@ -121,7 +121,10 @@ margin_rules = Table(
     Column("allow_loss", Integer, nullable=False),
     Column("effective_from", BIG, nullable=False),
     Column("recorded_at", BIG, nullable=False),
+    Column("floor_kind", Text),
+    Column("floor_ppm", BIG),
     CheckConstraint("kind IN ('markup', 'margin', 'none')", name="known_kind"),
+    CheckConstraint("floor_kind IN ('markup', 'margin')", name="known_floor"),
     sqlite_strict=True,
 )
 

@@ -64,7 +64,14 @@ def append_cost_rate(
 
 
 def append_margin_rule(
-    conn: sa.Connection, rule: MarginRule, *, default_margin: str, currency: str, backdate: bool, actor: str
+    conn: sa.Connection,
+    rule: MarginRule,
+    *,
+    default_margin: str,
+    currency: str,
+    backdate: bool,
+    actor: str,
+    reason: str | None = None,
 ) -> PriceBook:
     """Add a rule, or with margin None the end of its scope's rule, and return the book that it makes.
 
@@ -78,19 +85,33 @@ def append_margin_rule(
     before = load_book(conn, default_margin=default_margin, currency=currency)
     _refuse_empty_removal(before, rule)
     book = before.with_margin_rule(rule)
+    check_rule(book, rule)
+    insert_margin_rule(conn, rule, actor=actor, reason=reason)
+    return book
+
+
+def check_rule(book: PriceBook, rule: MarginRule) -> None:
+    """Refuse a rule that makes impossible prices in the book that holds it. Raises RefusedError."""
     publish.check_prices(book, publish.affected_by_rule(book, rule.scope), rule.effective_from)
+    if rule.floor is not None:
+        publish.check_prices(book, publish.affected_by_floor(book, rule.scope), rule.effective_from)
+
+
+def insert_margin_rule(conn: sa.Connection, rule: MarginRule, *, actor: str, reason: str | None) -> None:
+    """Write a rule that was checked, and its line in the audit log."""
     conn.execute(sa.insert(schema.margin_rules).values(_margin_row(rule)))
     details = {
         "scope": str(rule.scope),
         "model": rule.scope.model,
         "customer_id": rule.scope.customer_id,
         "margin": None if rule.margin is None else str(rule.margin),
+        "floor": None if rule.floor is None else str(rule.floor),
         "allow_loss": rule.allow_loss,
         "effective_from": instant_text(rule.effective_from),
+        "reason": reason,
     }
     action = "margin.remove" if rule.margin is None else "margin.set"
     audit.record(conn, at=rule.recorded_at, actor=actor, action=action, subject=rule.id, details=details)
-    return book
 
 
 def _refuse_empty_removal(book: PriceBook, rule: MarginRule) -> None:
@@ -177,6 +198,7 @@ def _margin_rule(row: sa.Row[Any]) -> MarginRule:
         allow_loss=bool(row.allow_loss),
         effective_from=row.effective_from,
         recorded_at=row.recorded_at,
+        floor=None if row.floor_kind is None else Margin(MarginKind(row.floor_kind), row.floor_ppm),
     )
 
 
@@ -190,4 +212,6 @@ def _margin_row(rule: MarginRule) -> dict[str, Any]:
         "allow_loss": int(rule.allow_loss),
         "effective_from": rule.effective_from,
         "recorded_at": rule.recorded_at,
+        "floor_kind": None if rule.floor is None else rule.floor.kind.value,
+        "floor_ppm": None if rule.floor is None else rule.floor.share_ppm,
     }

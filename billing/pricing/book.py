@@ -72,8 +72,7 @@ class PriceBook:
         rate = self.cost_rate(model, at)
         if rate is None:
             return None
-        rule = self.winner(model, customer_id, at)
-        margin = self.margin(model, customer_id, at)
+        rule, margin = self._decided(model, customer_id, at)
         return Quote.of(
             model=model,
             currency=self.currency,
@@ -94,8 +93,21 @@ class PriceBook:
 
     def margin(self, model: str, customer_id: str | None, at: Instant) -> Margin:
         """Return the margin that holds at an instant."""
+        return self._decided(model, customer_id, at)[1]
+
+    def floor(self, model: str, customer_id: str | None, at: Instant) -> MarginRule | None:
+        """Return the rule whose floor raises the price at an instant; None if the winner's own margin is no lower."""
+        decided = self._decided(model, customer_id, at)[0]
+        return decided if decided is not self.winner(model, customer_id, at) else None
+
+    def _decided(self, model: str, customer_id: str | None, at: Instant) -> tuple[MarginRule | None, Margin]:
+        """Return the rule that decides (None: the default), which is the winner or that of a higher floor."""
         rule = self.winner(model, customer_id, at)
-        return self.default_margin if rule is None or rule.margin is None else rule.margin
+        margin = self.default_margin if rule is None or rule.margin is None else rule.margin
+        lifting = margins.highest_floor(self._rules, model, customer_id, at)
+        if lifting is not None and lifting.floor is not None and margin.is_below(lifting.floor):
+            return lifting, lifting.floor
+        return rule, margin
 
     def is_priced(self, model: str, customer_id: str | None, at: Instant) -> bool:
         """Tell whether the model may be sold to the customer at an instant."""
@@ -136,6 +148,16 @@ class PriceBook:
     def with_margin_rule(self, rule: MarginRule) -> "PriceBook":
         """Return the book as it will be with one more rule."""
         return self.with_rules((*self.margin_rules, rule))
+
+    def as_of(self, recorded: Instant) -> "PriceBook":
+        """Return the book as it was believed at an instant: with what had been recorded by then."""
+        rates = (rate for rate in self.cost_rates if rate.recorded_at <= recorded)
+        rules = (rule for rule in self.margin_rules if rule.recorded_at <= recorded)
+        return PriceBook(rates, rules, self.default_margin, self.currency)
+
+    def scopes(self) -> tuple[Scope, ...]:
+        """Return every scope that has a rule at some time: global first, then by customer and model."""
+        return tuple(sorted(self._rules, key=lambda scope: (scope.customer_id or "", scope.model or "")))
 
     def with_rates(self, rates: Iterable[CostRate]) -> "PriceBook":
         """Return a book with these rates and no others."""

@@ -3,7 +3,8 @@
 A margin is a markup on the cost ("30%") or a share of the price ("margin:40%"), in millionths and so exact.
 The most specific scope with a rule in force wins; within a scope `rates.version_at` decides. A rule without
 a margin, made by `margin remove`, makes its scope silent from its instant on. While no scope speaks, the
-default margin of the configuration holds.
+default margin of the configuration holds. A rule may have a floor: then nothing under its scope is sold at a lower
+margin, by whatever rule.
 
 A new scope (plans) is one field of `Scope` and one line of `scopes_for`; nothing else knows the order.
 """
@@ -53,6 +54,11 @@ class Margin:
         prefix = "margin:" if self.kind is MarginKind.MARGIN else ""
         return f"{prefix}{'-' if self.share_ppm < 0 else ''}{whole}{decimals}%"
 
+    def is_below(self, other: "Margin") -> bool:
+        """Tell whether it makes a lower price than the other."""
+        (numerator, denominator), (others, others_denominator) = self.factor, other.factor
+        return numerator * others_denominator < others * denominator
+
     @property
     def factor(self) -> tuple[int, int]:
         """The price as a multiple of the cost, exact: numerator and denominator, both positive."""
@@ -80,7 +86,10 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class MarginRule:
-    """A dated margin of one scope; `margin` None: from here on the scope has none."""
+    """A dated margin of one scope; `margin` None: from here on the scope has none.
+
+    `floor` is the least margin of all that falls under the scope, whatever a more specific rule says.
+    """
 
     id: str
     scope: Scope
@@ -88,6 +97,7 @@ class MarginRule:
     allow_loss: bool
     effective_from: Instant
     recorded_at: Instant
+    floor: Margin | None = None
 
 
 RulesByScope = Mapping[Scope, tuple[MarginRule, ...]]
@@ -178,6 +188,18 @@ def winner(rules: RulesByScope, model: str, customer_id: str | None, at: Instant
     return None
 
 
+def highest_floor(rules: RulesByScope, model: str, customer_id: str | None, at: Instant) -> MarginRule | None:
+    """Return the rule in force whose floor is the highest among those that a request falls under; None without any."""
+    found: MarginRule | None = None
+    for scope in scopes_for(model, customer_id):
+        rule = version_at(rules.get(scope, ()), at)
+        if rule is None or rule.floor is None or rule.margin is None:
+            continue
+        if found is None or found.floor is None or found.floor.is_below(rule.floor):
+            found = rule
+    return found
+
+
 class Verdict(StrEnum):
     """What became of a rule."""
 
@@ -203,19 +225,30 @@ def explain(
 ) -> tuple[Reason, ...]:
     """Return every rule that could apply: most specific scope first, newest first in it, the default last."""
     won = winner(rules, model, customer_id, at)
+    margin = default_margin if won is None or won.margin is None else won.margin
+    lifted = _lifted(margin, highest_floor(rules, model, customer_id, at))
     reasons = [
-        _reason(rules[scope], rule, won, at)
+        _reason(rules[scope], rule, won, at, lifted)
         for scope in scopes_for(model, customer_id)
         for rule in reversed(rules.get(scope, ()))
     ]
     if won is None:
-        default = Reason(None, default_margin, Verdict.WINS, "no rule is in force")
+        default = Reason(None, default_margin, Verdict.WINS, f"no rule is in force{lifted}")
     else:
         default = Reason(None, default_margin, Verdict.OVERRULED, f"a {won.scope} rule is in force")
     return (*reasons, default)
 
 
-def _reason(versions: tuple[MarginRule, ...], rule: MarginRule, won: MarginRule | None, at: Instant) -> Reason:
+def _lifted(margin: Margin, floor: MarginRule | None) -> str:
+    """Say, if a floor makes the price higher than the rule that wins, which one."""
+    if floor is None or floor.floor is None or not margin.is_below(floor.floor):
+        return ""
+    return f"; raised to the floor {floor.floor} of {floor.id} ({floor.scope})"
+
+
+def _reason(
+    versions: tuple[MarginRule, ...], rule: MarginRule, won: MarginRule | None, at: Instant, lifted: str
+) -> Reason:
     since = instant_text(rule.effective_from)
     match standing(versions, rule, at):
         case Standing.SCHEDULED:
@@ -229,7 +262,7 @@ def _reason(versions: tuple[MarginRule, ...], rule: MarginRule, won: MarginRule 
     if rule.margin is None:
         return Reason(rule, None, Verdict.REMOVED, f"the {rule.scope} scope has no rule since {since}")
     if won is not None and rule.id == won.id:
-        return Reason(rule, rule.margin, Verdict.WINS, "the most specific rule in force")
+        return Reason(rule, rule.margin, Verdict.WINS, f"the most specific rule in force{lifted}")
     assert won is not None, "a rule in force loses only to another rule"
     return Reason(rule, rule.margin, Verdict.OVERRULED, f"a {won.scope} rule is more specific")
 

@@ -121,6 +121,13 @@ def affected_by_rule(book: PriceBook, scope: Scope) -> list[Pair]:
     return [(model, scope.customer_id) for model in models]
 
 
+def affected_by_floor(book: PriceBook, scope: Scope) -> list[Pair]:
+    """List whose price can follow from a floor of this scope: also those with more specific rules."""
+    models = book.models() if scope.model is None else (scope.model,)
+    buyers = (None, *book.customers_with_rules()) if scope.customer_id is None else (scope.customer_id,)
+    return [(model, customer_id) for model in models for customer_id in buyers]
+
+
 def check_prices(book: PriceBook, pairs: Iterable[Pair], since: Instant) -> None:
     """Refuse a book that from an instant on sells below cost without leave, for nothing, or beyond limits.
 

@@ -2,6 +2,7 @@
 
     [[margin]]                    # for all, since it names nobody
     margin = "30%"
+    floor = "10%"                 # nothing is sold at less, whatever a more specific rule says
 
     [[margin]]
     customer = "acme"
@@ -28,7 +29,7 @@ from billing.pricing import publish
 from billing.pricing.margins import Margin, parse_margin
 from billing.pricing.rates import CostRate
 
-MARGIN_KEYS = ("model", "customer", "margin", "allow_loss")
+MARGIN_KEYS = ("model", "customer", "margin", "floor", "allow_loss")
 COST_KEYS = ("model", "input", "cached_input", "output", "reasoning", "request")
 TABLES = ("margin", "cost")
 
@@ -41,6 +42,7 @@ class Entry:
     model: str | None = None
     customer: str | None = None
     allow_loss: bool = False
+    floor: Margin | None = None
 
     @property
     def subject(self) -> str:
@@ -81,6 +83,7 @@ def render(entries: Iterable[Entry], header: str) -> str:
         lines = ["[[margin]]"]
         lines += [f"{name} = {_quoted(value)}" for name in ("customer", "model") if (value := getattr(entry, name))]
         lines.append(f"margin = {_quoted(str(entry.margin))}")
+        lines += [f"floor = {_quoted(str(entry.floor))}"] if entry.floor is not None else []
         lines += ["allow_loss = true"] if entry.allow_loss else []
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
@@ -136,7 +139,9 @@ def _entry(table: Mapping[str, object], where: str, *, force: bool) -> Entry:
     if model is not None:
         publish.check_model_name(model)
     chosen = parse_margin(margin, allow_loss=allow_loss, force=force)
-    return Entry(chosen, model, _text(table, "customer", where), allow_loss)
+    floor = _text(table, "floor", where)
+    least = None if floor is None else parse_margin(floor, force=force)
+    return Entry(chosen, model, _text(table, "customer", where), allow_loss, least)
 
 
 def _cost(table: Mapping[str, object], where: str, *, force: bool) -> CostRate:

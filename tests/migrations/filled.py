@@ -13,6 +13,7 @@ from billing import ids
 ALLOWED: dict[tuple[str, str], Any] = {
     ("suspensions", "cause"): "unpaid",
     ("margin_rules", "kind"): "markup",
+    ("margin_rules", "floor_kind"): "margin",
     ("meter_batches", "state"): "accepted",
     ("stripe_events", "state"): "done",
     ("meter_batches", "carry_in_pico"): 999_999,

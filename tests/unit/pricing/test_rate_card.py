@@ -17,11 +17,14 @@ margins = st.one_of(
     st.integers(-MARGIN_PPM_MAX, 999_999).map(lambda ppm: Margin(MarginKind.MARGIN, ppm)),
 )
 entries = st.builds(
-    lambda margin, model, customer, allow_loss: Entry(margin, model, customer, allow_loss or margin.share_ppm < 0),
+    lambda margin, model, customer, allow_loss, floor: Entry(
+        margin, model, customer, allow_loss or margin.share_ppm < 0, floor
+    ),
     margins,
     st.none() | models,
     st.none() | names,
     st.booleans(),
+    st.none() | margins.filter(lambda margin: margin.share_ppm >= 0),
 )
 
 

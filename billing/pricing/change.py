@@ -1,0 +1,107 @@
+"""From the rule set that is to the one that is wanted: which versions have to be added, and when. Pure.
+
+A rule set is what each scope says. It is reached only by adding versions (I5): one for each scope that says something
+else at the instant of the change, and one for each version that is scheduled after it, at that version's own start,
+which it displaces as the later recorded one. So from the instant on the rule set is the wanted one, for good.
+Applied again it changes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from billing.clock import Instant
+from billing.pricing.book import PriceBook
+from billing.pricing.margins import Margin, MarginRule, Scope
+from billing.pricing.rates import version_at
+
+
+@dataclass(frozen=True, slots=True)
+class Says:
+    """What a scope says: its margin, its floor, and whether a loss is meant."""
+
+    margin: Margin
+    floor: Margin | None = None
+    allow_loss: bool = False
+
+    def __str__(self) -> str:
+        """Write it in a line: "30%, floor 10%"."""
+        parts = [str(self.margin)]
+        parts += [f"floor {self.floor}"] if self.floor is not None else []
+        parts += ["loss allowed"] if self.allow_loss else []
+        return ", ".join(parts)
+
+
+RuleSet = Mapping[Scope, Says]
+"""What every scope that has a rule says; the others are silent."""
+
+
+class Kind(StrEnum):
+    """What a change does to its scope."""
+
+    ADD = "add"
+    CHANGE = "change"
+    REMOVE = "remove"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One version to add: from an instant on the scope says `after` (None: nothing) and no longer `before`."""
+
+    kind: Kind
+    scope: Scope
+    effective_from: Instant
+    before: Says | None
+    after: Says | None
+
+    def rule(self, rule_id: str, recorded_at: Instant) -> MarginRule:
+        """Return the version."""
+        says = self.after
+        return MarginRule(
+            id=rule_id,
+            scope=self.scope,
+            margin=None if says is None else says.margin,
+            allow_loss=says is not None and says.allow_loss,
+            effective_from=self.effective_from,
+            recorded_at=recorded_at,
+            floor=None if says is None else says.floor,
+        )
+
+
+def said(rule: MarginRule | None) -> Says | None:
+    """Return what a version says; None for none, and for the end of a rule."""
+    if rule is None or rule.margin is None:
+        return None
+    return Says(rule.margin, rule.floor, rule.allow_loss)
+
+
+def rule_set(book: PriceBook, at: Instant) -> dict[Scope, Says]:
+    """Return the rule set in force at an instant."""
+    found = {scope: said(version_at(book.versions_of_margin(scope), at)) for scope in book.scopes()}
+    return {scope: says for scope, says in found.items() if says is not None}
+
+
+def changes(book: PriceBook, wanted: RuleSet, at: Instant) -> tuple[Change, ...]:
+    """Return what makes the rule set the wanted one from an instant on; in the book's order of scopes, then the new."""
+    scopes = dict.fromkeys((*book.scopes(), *wanted))
+    return tuple(change for scope in scopes for change in _of_scope(book, scope, wanted.get(scope), at))
+
+
+def _of_scope(book: PriceBook, scope: Scope, wanted: Says | None, at: Instant) -> list[Change]:
+    versions = book.versions_of_margin(scope)
+    found = []
+    now = said(version_at(versions, at))
+    if now != wanted:
+        found.append(Change(_kind(now, wanted), scope, at, now, wanted))
+    for start in sorted({version.effective_from for version in versions if version.effective_from > at}):
+        then = said(version_at(versions, start))
+        if then != wanted:
+            found.append(Change(Kind.CANCEL, scope, start, then, wanted))
+    return found
+
+
+def _kind(before: Says | None, after: Says | None) -> Kind:
+    if after is None:
+        return Kind.REMOVE
+    return Kind.ADD if before is None else Kind.CHANGE
