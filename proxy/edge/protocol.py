@@ -277,12 +277,19 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the exchange that its client has left."""
+    def eof_received(self) -> None:
+        """Tell the exchange at once: from now on the transport is closing, and what is written to it is thrown away."""
+        self._tell_running()
+
+    def _tell_running(self) -> None:
         running = self._running
-        if running is not None:
+        if running is not None and not running.disconnected:
             running.disconnected = True
             running.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the exchange that its client has left."""
+        self._tell_running()
         if isinstance(self.cycle, Turn):
             self.cycle.response_complete = True
         super().connection_lost(exc)
