@@ -123,7 +123,8 @@ class Flow(ABC):
     def _end_with(self, terminal: bytes, *after: bytes) -> None:
         """Hold the terminal event and what follows it; their text counts if nothing reports the usage."""
         self._held = [terminal, *after]
-        if self.known_usage() is None:
+        usage = self._told.usage if self._told is not None else None
+        if usage is None or not usage.output_tokens:
             self._keep(b"".join(self._held))
 
     def _keep(self, data: bytes) -> None:

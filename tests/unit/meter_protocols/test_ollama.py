@@ -52,6 +52,15 @@ def test_a_reason_that_is_none_breaks_nothing(reason: object) -> None:
     assert meter.finish().usage == Usage(13, 44)
 
 
+@pytest.mark.parametrize("reported", [{}, {"eval_count": 0}, {"eval_count": "3"}])
+def test_text_in_the_last_line_is_not_free(reported: dict[str, Any], qwen: Vocabulary) -> None:
+    """Found by fuzzing: a stream whose only text stands in the line that ends it, and that reports none."""
+    meter = OllamaMeter()
+    settled = relay(meter, [line(generated("Hello there", done=True, prompt_eval_count=7) | reported)])[1]
+    assert settled.usage is None
+    assert meter.delivered().output_tokens(qwen) == 2
+
+
 def test_generate_reports_alike() -> None:
     """Its text is elsewhere, its counts are not."""
     reads = [line(generated("Hello")), line(generated("!")), line(generated("", done=True, context=[1, 2], **COUNTS))]
