@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "init": "billing.cli.init",
         "serve": "proxy.main",
         "worker": "proxy.main",
+        "doctor": "billing.cli.doctor",
         "customer": "billing.cli.customer",
         "key": "billing.cli.key",
         "cost": "billing.cli.cost",

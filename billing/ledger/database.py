@@ -133,6 +133,13 @@ class Database:
         with connection:
             yield connection
 
+    def journal_mode(self) -> str | None:
+        """Return how SQLite keeps its journal, None on PostgreSQL."""
+        if not self.is_sqlite:
+            return None
+        with self.reading() as conn:
+            return str(conn.execute(sa.text("PRAGMA journal_mode")).scalar_one())
+
     def interrupt(self, held: list[sa.Connection]) -> None:
         """Cut a PostgreSQL connection under another thread's statement, which then fails as if the server had gone."""
         driver = held[0].connection.dbapi_connection if held and not self.is_sqlite else None
