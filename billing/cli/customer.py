@@ -1,5 +1,7 @@
 """`weir customer`: who pays, and who is suspended and why."""
 
+import sys
+
 import click
 
 from billing.cli.app import Session, pass_session
@@ -141,13 +143,37 @@ def link(session: Session, customer: str, stripe_customer: str | None, *, yes: b
     _tell(form, after, f"linked {after.name!r} to {after.stripe_customer_id}")
 
 
+@customer.command()
+@click.argument("customer")
+@click.option("--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@listing
+@pass_session
+def delete(session: Session, customer: str, *, yes: bool, form: str) -> None:
+    """Close CUSTOMER's account: revoke its keys, send and invoice its last usage, end its subscription.
+
+    Its history stays. Where Stripe has not counted everything yet, run it again: it goes on where it was.
+    """
+    found = _find(session, customer)
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"close the account of {found.name!r}, and end its subscription?", abort=True)
+    from billing.stripe_sync import closing  # noqa: PLC0415 -- the SDK's import is slow, and rarely needed
+
+    revoked = closing.stop(session.database, found, session.now, session.actor)
+    if found.stripe_subscription_id is not None:
+        _require_stripe(session)
+        closing.settle(session.config, session.database, found)
+    with session.database.writing() as conn:
+        accounts.mark_deleted(conn, found.id, session.now, session.actor)
+    _tell(form, _again(session, found), f"closed {found.name!r}; {revoked} keys were revoked")
+
+
 def row(found: Customer) -> dict[str, object]:
     """Return a customer as one row."""
     return {
         "id": found.id,
         "name": found.name,
         "email": found.email,
-        "status": "suspended" if found.suspensions else "active",
+        "status": "deleted" if found.deleted_at else "suspended" if found.suspensions else "active",
         "prepaid": found.is_prepaid,
         "suspensions": [
             {"cause": held.cause.value, "reason": held.reason, "since": instant_text(held.since)}

@@ -6,8 +6,8 @@ from billing import clock
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
 from billing.cli.reconcile import reconcile
-from billing.clock import instant_text
-from billing.errors import NotFoundError
+from billing.clock import instant_text, parse_instant
+from billing.errors import NotFoundError, UsageError
 from billing.ledger import inbox, outbox, standings
 from billing.ledger.outbox import Batch
 from billing.money import amount_text
@@ -104,6 +104,7 @@ def status(session: Session, form: str) -> None:
     """Show batches by state, units by customer, and what needs a person."""
     with session.database.reading() as conn:
         counts = standings.counts(conn)
+        events_by_state = inbox.counts(conn)
         customers = standings.standings(conn)
         attention = outbox.in_state(conn, NEEDS_A_PERSON, ATTENTION_ROWS_MAX)
     currency = session.config.billing.currency
@@ -122,11 +123,15 @@ def status(session: Session, form: str) -> None:
     ]
     needing: list[Row] = [_batch_row(batch) for batch in attention]
     if form == "json":
-        emit_one(form, {"batches": counts, "customers": rows, "attention": needing})
+        emit_one(form, {"batches": counts, "customers": rows, "attention": needing, "events": events_by_state})
         return
     if form == "table":
         emit_one(form, counts or {"batches": "none yet"}, title="batches")
     emit(form, rows, CUSTOMER_COLUMNS, title="customers")
+    failed = events_by_state.get(str(inbox.State.FAILED), 0)
+    if failed:
+        told = f"weir: {failed} events of Stripe's had no effect: `weir stripe events --state failed`, then `replay`"
+        click.echo(told, err=True)
     if form == "table" and needing:
         emit(form, needing, SENT_COLUMNS, title="needs a person")
 
@@ -159,13 +164,23 @@ def events(session: Session, state: str | None, limit: int, form: str) -> None:
 
 
 @stripe.command()
-@click.argument("event_id", metavar="ID")
+@click.argument("event_id", metavar="[ID]", required=False)
+@click.option("--since", metavar="INSTANT", help="All events received since then, such as -3d, instead of one.")
 @pass_session
-def replay(session: Session, event_id: str) -> None:
+def replay(session: Session, event_id: str | None, *, since: str | None) -> None:
     """Process the webhook event ID again, whatever became of it.
 
-    `weir serve` or `weir worker` does it within a second.
+    `weir serve` or `weir worker` does it within a second. An event only says that something changed, and what is true
+    is fetched: to process one twice does no harm.
     """
+    if (event_id is None) == (since is None):
+        raise UsageError("name one event, or give --since")
+    if since is not None:
+        with session.database.writing() as conn:
+            count = inbox.replay_since(conn, parse_instant(since, session.now), session.now)
+        click.echo(f"{count} events will be processed again")
+        return
+    assert event_id is not None, "one of them is given"
     with session.database.writing() as conn:
         if not inbox.replay(conn, event_id, session.now):
             raise NotFoundError(f"there is no event {event_id!r}; `weir stripe events` lists them")

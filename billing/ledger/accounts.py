@@ -72,6 +72,7 @@ class Customer:
     past_due_since: Instant | None
     is_prepaid: bool
     suspensions: tuple[Suspension, ...]
+    deleted_at: Instant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,13 @@ def link_stripe(
     if stripe_subscription_id is not None:
         link["stripe_subscription_id"] = stripe_subscription_id
     _update_customer(conn, customer_id, "customer.link", link, at, actor)
+
+
+def mark_deleted(conn: sa.Connection, customer_id: str, at: Instant, actor: str) -> None:
+    """Say that a customer's account is closed; its rows stay, for they are the history of money."""
+    epoch.advance(conn)
+    if get_customer(conn, customer_id).deleted_at is None:
+        _update_customer(conn, customer_id, "customer.delete", {"deleted_at": at}, at, actor)
 
 
 def unlink(conn: sa.Connection, customer_id: str, at: Instant, actor: str) -> None:
@@ -448,6 +456,7 @@ def _customer(row: sa.Row[Any], suspensions: Iterable[Suspension]) -> Customer:
         past_due_since=row.past_due_since,
         is_prepaid=bool(row.is_prepaid),
         suspensions=tuple(suspensions),
+        deleted_at=row.deleted_at,
     )
 
 

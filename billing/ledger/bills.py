@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from billing.clock import DAY_US, Instant, to_datetime
+from billing.clock import DAY_US, Instant, hour_start, to_datetime
 from billing.ledger import outbox, schema
 from billing.ledger.outbox import DELIVERED, Batch
 from billing.ledger.partitions import bound
@@ -35,8 +35,10 @@ class Period:
 
 
 def period(conn: sa.Connection, customer_id: str, start: Instant, end: Instant) -> Period:
-    """Sum up a customer's usage in [start, end); the bounds are whole hours."""
-    table = _HOURLY
+    """Sum up a customer's usage in [start, end), from the hour on in which it starts: only a first period can start
+    within an hour, and usage before it in that hour is billed by it.
+    """
+    table, start = _HOURLY, hour_start(start)
     columns = [table.c[f"{name}_{part}"] for name in ("amount", "credit", "assigned") for part in ("micro", "pico")]
     query = sa.select(*(sa.func.sum(column) for column in columns)).where(
         table.c.customer_id == customer_id, table.c.window_start >= start, table.c.window_start < end
@@ -56,7 +58,8 @@ def period(conn: sa.Connection, customer_id: str, start: Instant, end: Instant) 
 
 
 def batches_in(conn: sa.Connection, customer_id: str, start: Instant, end: Instant) -> list[Batch]:
-    """Return a customer's batches of the hours in [start, end), in the order in which they were made."""
+    """Return a customer's batches of the hours in [start, end), the one of its start too, as they were made."""
+    start = hour_start(start)
     query = sa.select(_BATCHES).where(
         _BATCHES.c.customer_id == customer_id, _BATCHES.c.window_start >= start, _BATCHES.c.window_start < end
     )

@@ -93,6 +93,22 @@ def replay(conn: sa.Connection, event_id: str, now: Instant) -> bool:
     return changed.rowcount == 1
 
 
+def replay_since(conn: sa.Connection, since: Instant, now: Instant) -> int:
+    """Make all events that were received since an instant pending again; return how many."""
+    changed = conn.execute(
+        sa.update(_EVENTS)
+        .where(_EVENTS.c.received_at >= since)
+        .values(state=str(State.PENDING), next_attempt_at=now, settled_at=None)
+    )
+    return changed.rowcount
+
+
+def counts(conn: sa.Connection) -> dict[str, int]:
+    """Return how many events are in each state; states without an event are left out."""
+    query = sa.select(_EVENTS.c.state, sa.func.count()).group_by(_EVENTS.c.state).order_by(_EVENTS.c.state)
+    return {row[0]: row[1] for row in conn.execute(query)}
+
+
 def listed(conn: sa.Connection, state: State | None, rows_max: int) -> list[StoredEvent]:
     """Return the newest events, or the newest in a state."""
     query = sa.select(_EVENTS).order_by(_EVENTS.c.received_at.desc(), _EVENTS.c.id.desc()).limit(rows_max)

@@ -14,6 +14,7 @@
     topups      the page where customers pay, and the payment's way into their credit
     autotopup   saved cards charged when a balance is low
     disputing   a disputed payment freezes its customer
+    closing     a customer's account closed: last usage invoiced, then the subscription ends
     previews    the coming invoice, by the ledger and by Stripe
     subjects P  what an event is about
     minor_units P  picounits and the minor units that cards pay

@@ -75,9 +75,5 @@ def look(database: Database, port: StripePort, customer_id: str) -> Preview:
     if start is None or end is None:
         raise RefusedError(f"the subscription of {customer.name!r} has no period of ours; `weir stripe setup --plan`")
     with database.reading() as conn:
-        ledger = bills.period(conn, customer.id, _hour(start), end)
+        ledger = bills.period(conn, customer.id, start, end)
     return Preview(customer, start, end, ledger, billed, sum(line.units for line in lines))
-
-
-def _hour(instant: Instant) -> Instant:
-    return Instant(instant - instant % (3_600 * SECOND_US))
