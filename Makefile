@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat pyproject.toml .ci/requirements.txt .ci/requirements-nodeps.txt | cksum | cut -d' ' -f1)
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check bench install system lock clean
+MINUTES ?= 3
+SEED ?= 1
+
+.PHONY: demo test test-slow soak check bench install system lock clean
 
 demo: $(READY)  ## The main job on real local inference, in about a minute; leaves nothing running
 	@$(BIN)/python -m tests.demo
@@ -15,6 +18,9 @@ test: $(READY) system  ## The fast suite, on SQLite and PostgreSQL
 
 test-slow: $(READY) system  ## What takes minutes: long fault runs, a thousand random requests, others' clients (needs npm)
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests
+
+soak: $(READY) system  ## Two gateways and a database that die for MINUTES under load; then the money is counted
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 check: $(READY)  ## Lint, format, types
 	$(BIN)/ruff check .
