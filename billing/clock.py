@@ -81,13 +81,14 @@ def hour_start(instant: int) -> Instant:
     return Instant(instant - instant % HOUR_US)
 
 
-def window_start(instant: int, period_start: int | None, period_end: int | None) -> int:
-    """Return the billing window of an instant: its UTC hour, or the period boundary inside that hour if it has passed.
+def window_start(instant: int, *boundaries: int | None) -> int:
+    """Return the billing window of an instant: its UTC hour, or what the last boundary that has passed leaves of it.
 
-    So no window, and hence no batch, straddles an hour or a billing period. A boundary belongs to the new period.
+    So no window, and hence no batch, straddles an hour, a billing period, or a budget's day, which begins within an
+    hour where a zone differs from UTC by half hours. A boundary belongs to what it begins.
     """
     start = instant - instant % HOUR_US
-    for boundary in (period_start, period_end):
+    for boundary in boundaries:
         if boundary is not None and start < boundary <= instant:
             start = boundary
     return start

@@ -41,7 +41,7 @@ from proxy.relay.counting import Counting
 from proxy.relay.discovery import Discovery
 from proxy.relay.holding import Terms
 from proxy.relay.services import Services
-from proxy.settle import Recorder
+from proxy.settle import Days, Recorder
 from proxy.spooling import Drainer, open_spool
 from proxy.supervisor import Supervisor
 
@@ -183,9 +183,10 @@ async def _opened(
     catalog = Catalog([_server(upstream, loop) for upstream in config.upstreams])
     discovery = Discovery(catalog, loop.call_soon_threadsafe)
     jobs = Jobs(config, database)
-    purses = Purses(database, loop, config.billing.currency)
-    terms = Terms(purses, counting, config.limits.default_max_output_tokens)
-    services = Services(loop, directory, catalog, recorder, counting, terms, config.gateway.max_body_mb * 2**20)
+    purses = Purses(database, loop, config.billing.currency, config.billing.zone)
+    terms = Terms(purses, counting, config.limits.default_max_output_tokens, config.billing.timezone)
+    days = Days(config.billing.zone)
+    services = Services(loop, directory, catalog, recorder, counting, terms, days, config.gateway.max_body_mb * 2**20)
     services.gauges = jobs.gauges
     auditor = Auditor(counting, database, config.audit.sample_ppm) if config.audit.sample_ppm else None
     services.audit = auditor

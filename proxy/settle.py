@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 from billing import clock
-from billing.credit.holds import Part
+from billing.calendar import Per, period_of
 from billing.errors import DatabaseAwayError
 from billing.ledger import charges, due, events, inflight, versions
 from billing.ledger.accounts import Principal
-from billing.ledger.charges import Charge
+from billing.ledger.charges import Charge, Payment
 from billing.ledger.database import Connection, Database, DatabaseError, is_away
 from billing.ledger.due import Due
 from billing.ledger.spool import Spool, SpoolError
@@ -52,14 +53,14 @@ Done = Callable[[bool], None]
 class Entry(NamedTuple):
     """One event on its way to the ledger; `done(True)` is called on the event loop once it is durable.
 
-    `credit` is what pays for a prepaid customer's event, None for everybody else's. `is_checkpointed`: a checkpoint may
-    be in the ledger, and if this worker was taken for dead, an event made of it.
+    `payment` is what pays for it and which budgets it falls under, None where nothing was held and there is no credit.
+    `is_checkpointed`: a checkpoint may be in the ledger, and if this worker was taken for dead, an event made of it.
     """
 
     event: UsageEvent
     quote: Quote
     done: Done
-    credit: tuple[Part, ...] | None = None
+    payment: Payment | None = None
     is_checkpointed: bool = False
 
 
@@ -80,9 +81,24 @@ def judged(reported: Usage, output_tokens_max: int | None, found: tuple[Anomaly,
     return usage, ",".join(names) or None
 
 
-def window_start(principal: Principal, instant: int) -> int:
-    """Return the billing window of an instant in a customer's periods (`billing.clock.window_start`)."""
-    return clock.window_start(instant, principal.period_start, principal.period_end)
+class Days:
+    """The calendar days of a zone, of which the last one asked for is at hand; for any thread."""
+
+    def __init__(self, zone: ZoneInfo) -> None:
+        self._zone = zone
+        self._day = period_of(Per.DAY, 0, zone)
+
+    def start_of(self, instant: int) -> int:
+        """Return when the day began that holds the instant."""
+        day = self._day
+        if not day.holds(instant):
+            day = self._day = period_of(Per.DAY, instant, self._zone)
+        return day.start
+
+
+def window_start(principal: Principal, instant: int, day_start: int = 0) -> int:
+    """Return the billing window of an instant in a customer's periods, and in a zone's day (`billing.clock`)."""
+    return clock.window_start(instant, principal.period_start, principal.period_end, day_start)
 
 
 class Recorder:
@@ -199,7 +215,7 @@ class Recorder:
         fault = "there is no spool"
         if self._spool is not None:
             try:
-                self._spool.append([Due(entry.event, entry.quote, entry.credit) for entry in batch])
+                self._spool.append([Due(entry.event, entry.quote, entry.payment) for entry in batch])
             except SpoolError as error:
                 fault = str(error)
             else:
@@ -273,16 +289,16 @@ class Recorder:
 
     def _is_plain(self, entry: Entry) -> bool:
         """Whether an event needs nothing but to be appended, as nearly all do."""
-        return entry.credit is None and not entry.is_checkpointed and entry.quote.ref in self._stored_refs
+        return entry.payment is None and not entry.is_checkpointed and entry.quote.ref in self._stored_refs
 
     def _append_unrecorded(self, conn: Connection, batch: list[Entry]) -> Sequence[UsageEvent]:
         """Append what is not there: the answer of an earlier commit may be lost, or a checkpoint was recovered."""
-        dues = [Due(entry.event, entry.quote, entry.credit) for entry in batch]
+        dues = [Due(entry.event, entry.quote, entry.payment) for entry in batch]
         return due.append(conn, inflight.resolved(conn, dues), self._shard, clock.now())
 
     def _append(self, conn: Connection, rows: list[UsageEvent], batch: list[Entry]) -> Sequence[UsageEvent]:
-        """Append the events, and charge the prepaid ones to credit; return what had to be written off."""
-        charged = [Charge(entry.event, entry.credit) for entry in batch if entry.credit is not None]
+        """Append the events, and charge them to credit and budgets; return what had to be written off."""
+        charged = [Charge(entry.event, *entry.payment) for entry in batch if entry.payment is not None]
         if charged:
             return charges.append(conn, rows, charged, self._shard, clock.now())
         events.append(conn, rows, self._shard)

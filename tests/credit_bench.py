@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
@@ -35,6 +36,7 @@ class CreditBench:
     def __init__(self, url: str) -> None:
         self.database = Database(url)
         self.at = NOON
+        self.zone = ZoneInfo("UTC")
 
     def now(self) -> Instant:
         """The bench's time."""
@@ -57,7 +59,7 @@ class CreditBench:
     def take(self, customer_id: str, need: int, *, holder: str = "a", wished: int = 0, currency: str = USD) -> Taken:
         """Lease for a worker."""
         with self.database.writing() as conn:
-            return leases.take(conn, customer_id, holder, currency, need, wished, self.at)
+            return leases.take(conn, customer_id, holder, currency, need, wished, self.at, self.zone)
 
     def lease(self, customer_id: str, need: int, holder: str = "a") -> str:
         """Lease from one grant, and return the lease's id."""

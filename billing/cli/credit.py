@@ -63,8 +63,6 @@ def grant(
         emit_one(form, {"customer": found.name, "customer_id": found.id, **row(entry)})
         return
     click.echo(f"gave {found.name!r} {format_amount(given, currency)} ({entry.id})")
-    if not found.is_prepaid:
-        click.echo(f"weir: {found.name!r} is not prepaid: its requests do not use credit yet", err=True)
 
 
 @credit.command()

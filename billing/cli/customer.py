@@ -5,10 +5,13 @@ import sys
 import click
 
 from billing.cli.app import Session, pass_session
+from billing.cli.budgets import apply_budget, budget_options, given_limits, period_span, rate_options
+from billing.cli.budgets import rows as budget_rows
 from billing.cli.output import emit, emit_one, listing
-from billing.clock import Instant, instant_text
+from billing.clock import Instant, instant_text, parse_instant
+from billing.credit.budget import Span
 from billing.errors import ConfigError, RefusedError, UsageError, WeirError
-from billing.ledger import accounts
+from billing.ledger import accounts, settings
 from billing.ledger.accounts import Cause, Customer
 
 LIST_COLUMNS = ("id", "name", "email", "status", "stripe_customer", "created_at")
@@ -70,7 +73,7 @@ def list_(session: Session, form: str) -> None:
 @pass_session
 def show(session: Session, customer: str, form: str) -> None:
     """Show all that is known of CUSTOMER."""
-    emit_one(form, row(_find(session, customer)))
+    _show(session, customer, form)
 
 
 @customer.command()
@@ -167,6 +170,52 @@ def delete(session: Session, customer: str, *, yes: bool, form: str) -> None:
     _tell(form, _again(session, found), f"closed {found.name!r}; {revoked} keys were revoked")
 
 
+@customer.command("set")
+@click.argument("customer")
+@budget_options
+@click.option("--credit-limit", metavar="AMOUNT|none", help="The most that may be unpaid, of who is not prepaid.")
+@click.option("--paid-until", metavar="INSTANT", help="Usage before this is paid; Stripe tells it where it is linked.")
+@rate_options
+@listing
+@pass_session
+def set_(
+    session: Session,
+    /,
+    customer: str,
+    *,
+    budget: str | None,
+    per: str | None,
+    is_soft: bool,
+    credit_limit: str | None,
+    paid_until: str | None,
+    form: str,
+    **rates: int | None,
+) -> None:
+    """Change CUSTOMER's budgets and limits; gateways follow within a second."""
+    span, limits = period_span(budget, per, is_soft=is_soft), given_limits(rates)
+    if span is None and credit_limit is None and paid_until is None and not limits:
+        raise UsageError("nothing to set; `weir customer set --help` shows what there is")
+    with session.database.writing() as conn:
+        found = accounts.find_customer(conn, customer)
+        if span is not None and budget is not None:
+            apply_budget(session, conn, found.id, None, span, budget, is_soft=is_soft)
+        if credit_limit is not None:
+            apply_budget(session, conn, found.id, None, Span.UNPAID, credit_limit, is_soft=False)
+        if paid_until is not None:
+            until = parse_instant(paid_until, session.now)
+            settings.set_paid_until(conn, found.id, until, session.now, session.actor)
+        if limits:
+            settings.set_customer_limits(conn, found.id, limits, session.now, session.actor)
+    _show(session, found.name, form)
+
+
+def _show(session: Session, name_or_id: str, form: str) -> None:
+    with session.database.reading() as conn:
+        found = accounts.find_customer(conn, name_or_id)
+        budgets = budget_rows(session, conn, found.id)
+    emit_one(form, {**row(found), "budgets": budgets})
+
+
 def row(found: Customer) -> dict[str, object]:
     """Return a customer as one row."""
     return {
@@ -185,6 +234,10 @@ def row(found: Customer) -> dict[str, object]:
         "period_start": _text(found.period_start),
         "period_end": _text(found.period_end),
         "past_due_since": _text(found.past_due_since),
+        "paid_until": _text(found.paid_until),
+        "rpm": found.rpm,
+        "tpm": found.tpm,
+        "concurrency": found.concurrency,
         "created_at": instant_text(found.created_at),
     }
 

@@ -5,11 +5,14 @@ import sys
 import click
 
 from billing.cli.app import Session, pass_session
+from billing.cli.budgets import LIMIT, apply_budget, budget_options, given_limits, period_span, rate_options
+from billing.cli.budgets import rows as budget_rows
 from billing.cli.output import emit, emit_one, listing
 from billing.clock import Instant, instant_text, parse_instant
 from billing.disconnect import CANCEL, Disconnect
-from billing.ledger import accounts
-from billing.ledger.accounts import KEY_LIMIT_MAX, ApiKey
+from billing.errors import UsageError
+from billing.ledger import accounts, settings
+from billing.ledger.accounts import ApiKey
 
 LIST_COLUMNS = (
     "id",
@@ -24,7 +27,6 @@ LIST_COLUMNS = (
     "on_disconnect",
     "expires_at",
 )
-LIMIT = click.IntRange(0, KEY_LIMIT_MAX)
 
 
 @click.group()
@@ -47,6 +49,7 @@ def key() -> None:
     show_default=True,
     help="When the client leaves: cancel, drain (generate and bill the whole answer), or drain:TOKENS more.",
 )
+@budget_options
 @listing
 @pass_session
 def create(
@@ -60,11 +63,15 @@ def create(
     concurrency: int,
     expires: str | None,
     on_disconnect: str,
+    budget: str | None,
+    per: str | None,
+    is_soft: bool,
     form: str,
 ) -> None:
     """Make a key for CUSTOMER and print it: it is shown this once only."""
     chosen = None if models is None else [model for model in models.split(",") if model.strip()]
     expires_at = None if expires is None else parse_instant(expires, session.now)
+    span = period_span(budget, per, is_soft=is_soft)
     with session.database.writing() as conn:
         found = accounts.find_customer(conn, customer)
         made, secret = accounts.create_key(
@@ -80,6 +87,8 @@ def create(
             actor=session.actor,
             on_disconnect=Disconnect.parse(on_disconnect),
         )
+        if span is not None and budget is not None:
+            apply_budget(session, conn, found.id, made.id, span, budget, is_soft=is_soft)
     if form == "table":
         click.echo(secret)
         click.echo(f"{made.id} of {found.name!r}: keep the key, it is not shown again", err=True)
@@ -102,6 +111,40 @@ def list_(session: Session, customer: str | None, form: str) -> None:
             names = {found.id: found.name}
             keys = accounts.list_keys(conn, found.id)
     emit(form, [row(each, names[each.customer_id], session.now) for each in keys], LIST_COLUMNS, title="keys")
+
+
+@key.command("set")
+@click.argument("key_id")
+@budget_options
+@rate_options
+@listing
+@pass_session
+def set_(
+    session: Session,
+    /,
+    key_id: str,
+    *,
+    budget: str | None,
+    per: str | None,
+    is_soft: bool,
+    form: str,
+    **rates: int | None,
+) -> None:
+    """Change a key's budget and limits; gateways follow within a second."""
+    span, limits = period_span(budget, per, is_soft=is_soft), given_limits(rates)
+    if span is None and not limits:
+        raise UsageError("nothing to set; `weir key set --help` shows what there is")
+    with session.database.writing() as conn:
+        found = accounts.get_key(conn, key_id)
+        if span is not None and budget is not None:
+            apply_budget(session, conn, found.customer_id, key_id, span, budget, is_soft=is_soft)
+        if limits:
+            settings.set_key_limits(conn, key_id, limits, session.now, session.actor)
+    with session.database.reading() as conn:
+        owner = accounts.get_customer(conn, found.customer_id)
+        held = [each for each in budget_rows(session, conn, owner.id) if each["key_id"] == key_id]
+        after = row(accounts.get_key(conn, key_id), owner.name, session.now)
+    emit_one(form, {**after, "budgets": held})
 
 
 @key.command()

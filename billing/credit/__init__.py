@@ -5,5 +5,6 @@ never above what there is. `billing/ledger/{credit,leases,charges}.py` keep it i
 spends it.
 
 holds     a request's worst case, how many tokens an amount affords, how a real amount falls on leases
+budget    what a customer or a key may use in a period, or owe; the names of purses
 account   a customer's grants: burn order, expiry, what may be leased, the size of a lease
 """

@@ -5,7 +5,7 @@ Every function takes `conn` first and never begins or commits: a caller at the e
 transaction by construction. Rows do not leave this package: frozen dataclasses do. Core tables and not the ORM,
 because nothing may query behind the reader's back, and the hot insert binds a NamedTuple as it is.
 
-    schema      every table and constraint, and the invariant each guards
+    schema      every table and constraint, and the invariant each guards; with columns and credit_tables
     database    engine, transactions, advisory locks: all differences between SQLite and PostgreSQL
     epoch       one number that grows with each change that gateways must see within a second
     migrate     the one way to this program's schema, and the check that the database is on it
@@ -20,8 +20,11 @@ because nothing may query behind the reader's back, and the hot insert binds a N
     topups      payments for credit, and what each has credited
     auto_topups whose credit is topped up by itself, and whose card failed
     disputes    disputed payments: what froze whom
-    leases      slices of credit that workers hold
-    charges     usage that credit pays for: the event and what it takes from leases, in one transaction
+    budgets     budgets and credit limits, and what is left of them
+    leases      slices of credit and budgets that workers hold
+    charges     usage that credit pays for or budgets limit: the event and what it takes from leases, in one transaction
+    principals  whom a key stands for, and all that its requests fall under
+    settings    limits of customers and keys that exist
     due         an event that is not recorded yet, also as the text that checkpoints and the spool keep
     spool       events that wait on this host while the database is away
     inflight    checkpoints of streams in flight, and what becomes of them when their worker dies

@@ -73,6 +73,10 @@ class Customer:
     is_prepaid: bool
     suspensions: tuple[Suspension, ...]
     deleted_at: Instant | None = None
+    paid_until: Instant | None = None
+    rpm: int = 0
+    tpm: int = 0
+    concurrency: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,12 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """What a gateway has to know of a key and its customer; `suspension` is the reason if any cause holds."""
+    """What a gateway has to know of a key and its customer; `suspension` is the reason if any cause holds.
+
+    `purses` are what its requests are held on: a prepaid customer's credit, by the customer's id, and hard budgets;
+    None if nothing is held, and no credit pays either. `has_credit`: what there is burns first, prepaid or not.
+    `customer_limits` are those of all its keys together: requests and tokens per minute, requests at a time.
+    """
 
     key_id: str
     customer_id: str
@@ -111,6 +120,9 @@ class Principal:
     period_end: Instant | None
     is_prepaid: bool = False
     on_disconnect: Disconnect = CANCEL
+    has_credit: bool = False
+    purses: tuple[str, ...] | None = None
+    customer_limits: tuple[int, int, int] | None = None
 
 
 def add_customer(
@@ -251,13 +263,19 @@ def set_subscription(
     at: Instant,
     actor: str,
 ) -> bool:
-    """Keep the state of the customer's subscription at Stripe; False if it is known already."""
+    """Keep the state of the customer's subscription at Stripe; False if it is known already.
+
+    When a period is over and no invoice is overdue, all before it is paid: the credit limit is for what came after.
+    """
     epoch.advance(conn)
+    before = get_customer(conn, customer_id)
+    is_over = before.period_start is not None and period_start is not None and period_start > before.period_start
     state = {
         "stripe_subscription_id": subscription_id,
         "stripe_subscription_status": status,
         "period_start": period_start,
         "period_end": period_end,
+        "paid_until": before.period_start if is_over and before.past_due_since is None else before.paid_until,
     }
     return _update_customer(conn, customer_id, "customer.subscription", state, at, actor)
 
@@ -316,7 +334,7 @@ def create_key(
     conn.execute(sa.insert(schema.api_keys), row)
     details = {field: row[field] for field in row if field not in ("secret_sha256", "created_at", "revoked_at")}
     audit.record(conn, at=at, actor=actor, action="key.create", subject=str(row["id"]), details=details)
-    return _keys(conn, schema.api_keys.c.id == row["id"])[0], secret
+    return get_key(conn, str(row["id"])), secret
 
 
 def list_keys(conn: sa.Connection, customer_id: str | None = None) -> list[ApiKey]:
@@ -330,59 +348,21 @@ def revoke_key(conn: sa.Connection, key_id: str, at: Instant, actor: str) -> Api
     if key_id.startswith(ids.KEY_PREFIX):
         raise UsageError("that is a key itself; name it by its id, which `weir key list` shows")
     epoch.advance(conn)
+    found = get_key(conn, key_id)
+    if found.revoked_at is not None:
+        return found
+    conn.execute(sa.update(schema.api_keys).where(schema.api_keys.c.id == key_id).values(revoked_at=at))
+    details = {"customer_id": found.customer_id, "hint": found.hint}
+    audit.record(conn, at=at, actor=actor, action="key.revoke", subject=key_id, details=details)
+    return get_key(conn, key_id)
+
+
+def get_key(conn: sa.Connection, key_id: str) -> ApiKey:
+    """Return the key with this id. Raises NotFoundError."""
     found = _keys(conn, schema.api_keys.c.id == key_id)
     if not found:
         raise NotFoundError(f"there is no key {key_id!r}; `weir key list` shows all")
-    if found[0].revoked_at is not None:
-        return found[0]
-    conn.execute(sa.update(schema.api_keys).where(schema.api_keys.c.id == key_id).values(revoked_at=at))
-    details = {"customer_id": found[0].customer_id, "hint": found[0].hint}
-    audit.record(conn, at=at, actor=actor, action="key.revoke", subject=key_id, details=details)
-    return _keys(conn, schema.api_keys.c.id == key_id)[0]
-
-
-def principal(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
-    """Return whom a secret's SHA-256 stands for, None if no key has it: one query, by a unique index.
-
-    Of several suspensions the oldest gives its reason. Whether the key may act is the caller's decision.
-    """
-    keys, customers, suspensions = schema.api_keys, schema.customers, schema.suspensions
-    reason = (
-        sa.select(suspensions.c.reason)
-        .where(suspensions.c.customer_id == customers.c.id)
-        .order_by(suspensions.c.since, suspensions.c.cause)
-        .limit(1)
-        .scalar_subquery()
-    )
-    row = conn.execute(
-        sa.select(
-            *(keys.c[name] for name in ("id", "models", "rpm", "tpm", "concurrency", "expires_at", "revoked_at")),
-            keys.c.drain_tokens,
-            *(customers.c[name] for name in ("name", "period_start", "period_end", "is_prepaid")),
-            customers.c.id.label("customer_id"),
-            reason.label("suspension"),
-        )
-        .join(customers, customers.c.id == keys.c.customer_id)
-        .where(keys.c.secret_sha256 == secret_sha256_hex)
-    ).one_or_none()
-    if row is None:
-        return None
-    return Principal(
-        key_id=row.id,
-        customer_id=row.customer_id,
-        customer_name=row.name,
-        models=None if row.models is None else frozenset(json.loads(row.models)),
-        rpm=row.rpm,
-        tpm=row.tpm,
-        concurrency=row.concurrency,
-        expires_at=row.expires_at,
-        is_revoked=row.revoked_at is not None,
-        suspension=row.suspension,
-        period_start=row.period_start,
-        period_end=row.period_end,
-        is_prepaid=bool(row.is_prepaid),
-        on_disconnect=Disconnect(row.drain_tokens),
-    )
+    return found[0]
 
 
 def usable_secrets(conn: sa.Connection, rows_max: int) -> list[str]:
@@ -457,6 +437,10 @@ def _customer(row: sa.Row[Any], suspensions: Iterable[Suspension]) -> Customer:
         is_prepaid=bool(row.is_prepaid),
         suspensions=tuple(suspensions),
         deleted_at=row.deleted_at,
+        paid_until=row.paid_until,
+        rpm=row.rpm,
+        tpm=row.tpm,
+        concurrency=row.concurrency,
     )
 
 

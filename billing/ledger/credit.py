@@ -20,7 +20,7 @@ from billing.clock import Instant, instant_text
 from billing.credit import account
 from billing.credit.account import PRIORITY_DEFAULT, PRIORITY_MAX, Grant, Grants, Kind
 from billing.errors import NotFoundError, RefusedError, UsageError
-from billing.ledger import audit, schema
+from billing.ledger import audit, epoch, schema
 from billing.limits import GRANT_PICO_MAX, GRANTS_LIVE_MAX
 from billing.money import Pico, amount_text, format_amount, join, split
 
@@ -114,6 +114,8 @@ def grant(
     a top-up may be: its money was taken).
     """
     _check(amount, currency, at, expires_at, priority, reason)
+    if not read(conn, customer_id).grants:  # gateways do not know yet that there is credit to use
+        epoch.advance(conn)
     before = lock(conn, customer_id)
     given = _of_source(conn, source)
     if given is not None:
@@ -183,7 +185,7 @@ def leased(conn: sa.Connection, customer_id: str) -> dict[str, int]:
     """Return what open leases hold of each of a customer's grants, used or not."""
     table = schema.leases
     query = sa.select(table.c.grant_id, table.c.amount_pico).where(
-        table.c.customer_id == customer_id, table.c.closed_at.is_(None)
+        table.c.customer_id == customer_id, table.c.closed_at.is_(None), table.c.grant_id.is_not(None)
     )
     held: dict[str, int] = {}
     for grant_id, amount in conn.execute(query):

@@ -15,30 +15,30 @@ import sqlalchemy as sa
 from billing.clock import Instant
 from billing.credit.holds import Part
 from billing.ledger import charges, events, schema, versions
-from billing.ledger.charges import Charge
+from billing.ledger.charges import Cap, Charge, Payment
 from billing.money import Pico
 from billing.pricing.quote import UNITS, Quote, UnitPrices
 from billing.usage import UsageEvent
 
 
 class Due(NamedTuple):
-    """An event, the quote that priced it, and what pays for it: parts of leases, None unless it is prepaid."""
+    """An event, the quote that priced it, and what pays for it; None where there is no credit and no budget."""
 
     event: UsageEvent
     quote: Quote
-    credit: tuple[Part, ...] | None = None
+    payment: Payment | None = None
 
 
 def append(conn: sa.Connection, dues: Sequence[Due], shard: int, at: Instant) -> Sequence[UsageEvent]:
-    """Record what is due, and charge the prepaid part of it to credit; return what had to be written off.
+    """Record what is due, and charge it to credit and budgets; return what had to be written off.
 
     A correction of an interrupted event is noted among the adjustments, like any other.
     """
     rows = [due.event for due in dues]
     _note(conn, [event for event in rows if event.adjusts is not None], at)
-    prepaid = [Charge(due.event, due.credit) for due in dues if due.credit is not None]
-    if prepaid:
-        return charges.append(conn, rows, prepaid, shard, at)
+    charged = [Charge(due.event, *due.payment) for due in dues if due.payment is not None]
+    if charged:
+        return charges.append(conn, rows, charged, shard, at)
     if rows:
         events.append(conn, rows, shard)
     return ()
@@ -71,8 +71,8 @@ def store_quotes(conn: sa.Connection, quotes: Iterable[Quote]) -> None:
 
 def to_text(due: Due) -> str:
     """Write it as JSON; whole numbers of up to 63 bits are exact."""
-    credit = None if due.credit is None else [[part.lease_id, part.amount] for part in due.credit]
-    return orjson.dumps({"event": due.event._asdict(), "quote": asdict(due.quote), "credit": credit}).decode()
+    fields_ = {"event": due.event._asdict(), "quote": asdict(due.quote), "payment": due.payment}
+    return orjson.dumps(fields_, default=tuple).decode()
 
 
 def from_text(text: str) -> Due:
@@ -80,12 +80,28 @@ def from_text(text: str) -> Due:
     raw = orjson.loads(text)
     quote = _known(raw["quote"], [field.name for field in fields(Quote)])
     prices = {name: UnitPrices(**_known(quote[name], UNITS)) for name in ("cost", "price")}
-    credit = raw["credit"]
     return Due(
         event=UsageEvent(**_known(raw["event"], UsageEvent._fields)),
         quote=Quote(**{**quote, **prices}),
-        credit=None if credit is None else tuple(Part(lease_id, Pico(amount)) for lease_id, amount in credit),
+        payment=_payment(raw["payment"] if "payment" in raw else _before_budgets(raw["credit"])),
     )
+
+
+def _payment(raw: Sequence[Any] | None) -> Payment | None:
+    if raw is None:
+        return None
+    credit, is_prepaid, caps, zone = raw
+    budgets = tuple(Cap(budget_id, _parts(parts)) for budget_id, parts in caps)
+    return Payment(None if credit is None else _parts(credit), is_prepaid, budgets, zone)
+
+
+def _before_budgets(credit: list[Any] | None) -> tuple[object, ...] | None:
+    """Return what the release before budgets wrote, as a payment: parts of credit, or nothing."""
+    return None if credit is None else (credit, True, (), "UTC")
+
+
+def _parts(raw: Iterable[tuple[str, int]]) -> tuple[Part, ...]:
+    return tuple(Part(lease_id, Pico(amount)) for lease_id, amount in raw)
 
 
 def _known(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -80,6 +80,18 @@ def append_on(
     cursor.executemany(insert_sql, rows)
 
 
+def credit(conn: sa.Connection, event: UsageEvent, shard: int, amount: int) -> None:
+    """Count so much more of an event, appended in this transaction, as paid for by credit."""
+    if amount == 0:
+        return
+    table = schema.usage_hourly
+    micro, pico = divmod(amount, _PICO_PER_MICRO)
+    grown = {"credit_micro": micro, "credit_pico": pico, "assigned_micro": micro, "assigned_pico": pico}
+    key = (event.customer_id, event.window_start, event.api_key_id, event.model, shard)
+    query = sa.update(table).where(*(table.c[name] == value for name, value in zip(_KEY, key, strict=True)))
+    conn.execute(query.values({name: table.c[name] + value for name, value in grown.items()}))
+
+
 def absent(conn: sa.Connection, events: Sequence[UsageEvent]) -> list[UsageEvent]:
     """Return those events whose ids are not recorded yet: for a commit whose answer was lost."""
     table = schema.usage_events

@@ -25,6 +25,7 @@ from billing.clock import SECOND_US, Instant
 from billing.credit.holds import Part, spread
 from billing.ledger import due as dues_
 from billing.ledger import schema
+from billing.ledger.charges import Cap, Payment
 from billing.ledger.due import Due
 from billing.usage import Anomaly, Outcome, UsageEvent
 
@@ -180,7 +181,8 @@ def _correction(due: Due, recorded: Sequence[UsageEvent]) -> list[Due]:
     is_final = event.outcome != Outcome.INTERRUPTED.value
     if not any(changes.values()) or len(recorded) > CORRECTIONS_MAX:
         return []
-    if amount < 0 and not (is_final and due.credit is None):
+    has_credit = due.payment is not None and due.payment.credit is not None
+    if amount < 0 and (has_credit or not is_final):
         return []
     adjustment = event._replace(
         id=_correction_id(event.id, len(recorded) - 1),
@@ -189,12 +191,20 @@ def _correction(due: Due, recorded: Sequence[UsageEvent]) -> list[Due]:
         adjusts=event.id,
         **changes,
     )
-    return [Due(adjustment, due.quote, _share(due.credit, amount))]
+    return [Due(adjustment, due.quote, _share(due.payment, amount))]
 
 
-def _share(credit: tuple[Part, ...] | None, amount: int) -> tuple[Part, ...] | None:
+def _share(payment: Payment | None, amount: int) -> Payment | None:
     """Return what of a correction falls on which lease: the last part, since the first is charged already."""
-    return None if credit is None else tuple(reversed(spread(amount, reversed(credit))[0]))
+    if payment is None:
+        return None
+    credit = None if payment.credit is None else _last(payment.credit, amount)
+    caps = tuple(Cap(cap.budget_id, _last(cap.parts, amount)) for cap in payment.caps)
+    return payment._replace(credit=credit, caps=caps)
+
+
+def _last(parts: tuple[Part, ...], amount: int) -> tuple[Part, ...]:
+    return tuple(reversed(spread(amount, reversed(parts))[0]))
 
 
 def _correction_id(event_id: str, number: int) -> str:

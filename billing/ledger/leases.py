@@ -1,11 +1,11 @@
-"""Leases: slices of one grant each that a worker holds, so that it admits requests without asking the ledger.
+"""Leases: slices of one grant or budget each that a worker holds, so that it admits requests without asking the ledger.
 
 A lease is taken under the customer's lock (`credit.lock`) from what is free: what its grant has left, less what all
-open leases hold. So the open leases of all workers and hosts together never hold more than there is, and a request that
-is admitted on one can not be overspent by another. What is used grows with the events, in their transaction
-(`charges.py`). A lease that its holder stops renewing is closed by whoever comes next, `GRACE_US` after it ran out:
-what was used of it becomes a burn, the rest is free again. So `kill -9` costs nobody anything, and takes nothing away
-for long.
+open leases hold; or what its budget has left in the present period (`budgets.py`). So the open leases of all workers
+and hosts together never hold more than there is, and a request that is admitted on one can not be overspent by another.
+What is used grows with the events, in their transaction (`charges.py`). A lease that its holder stops renewing is
+closed by whoever comes next, `GRACE_US` after it ran out: what was used of a grant becomes a burn, the rest is free
+again. So `kill -9` costs nobody anything, and takes nothing away for long.
 
 Whoever needs more than is free asks the other holders to give back what they do not use (`recalled_at`); they look
 twice a second.
@@ -20,15 +20,17 @@ them.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
 from billing import ids
 from billing.clock import HOUR_US, SECOND_US, Clock, Instant
-from billing.credit import account
+from billing.credit import account, budget
 from billing.credit.account import BurnOrder, Kind
+from billing.credit.budget import customer_of, is_budget
 from billing.credit.holds import Part
-from billing.ledger import credit, schema
+from billing.ledger import budgets, credit, schema
 from billing.ledger.credit import Account
 from billing.limits import LEASE_PICO_MAX
 from billing.money import Pico
@@ -48,6 +50,7 @@ RECALL_US = 2 * SECOND_US
 SETTLED = "settled"
 """The holder of leases that were closed as they were made: late usage."""
 
+_UTC = ZoneInfo("UTC")
 _LEASES = schema.leases
 _IS_OPEN = _LEASES.c.closed_at.is_(None)
 
@@ -58,7 +61,7 @@ class Lease:
 
     id: str
     customer_id: str
-    grant_id: str
+    grant_id: str | None
     holder: str
     amount_pico: int
     used_pico: int
@@ -67,6 +70,16 @@ class Lease:
     recalled_at: Instant | None
     answered_at: Instant | None
     closed_at: Instant | None
+    budget_id: str | None
+
+    @property
+    def source_id(self) -> str:
+        """What it is a slice of: a grant or a budget."""
+        return self.grant_id or self.budget_id or ""
+
+    def is_of(self, purse_id: str) -> bool:
+        """Tell whether it is of this budget, or of this customer's credit."""
+        return self.budget_id == (purse_id if is_budget(purse_id) else None)
 
 
 class Addition(NamedTuple):
@@ -81,12 +94,15 @@ class Addition(NamedTuple):
 class Standing(NamedTuple):
     """A customer's credit: the balance, the part of it that leases hold unused, and what is free.
 
-    The balance is negative where more was taken back than was left.
+    The balance is negative where more was taken back than was left. Of a budget, it is what is left of it until
+    `until`, and `limit` what it allows in all.
     """
 
     currency: str | None
     balance: Pico
     held: Pico
+    limit: Pico | None = None
+    until: Instant | None = None
 
     @property
     def available(self) -> Pico:
@@ -115,25 +131,71 @@ def database_now(conn: sa.Connection, now: Clock) -> Instant:
 _SERVER_NOW = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
 
 
+class _Source(NamedTuple):
+    """Something to lease from, and what of it is free."""
+
+    id: str
+    free: Pico
+    order: BurnOrder
+    expires_at: Instant | None
+
+
 def take(
-    conn: sa.Connection, customer_id: str, holder: str, currency: str, need: int, wished: int, at: Instant
+    conn: sa.Connection,
+    purse_id: str,
+    holder: str,
+    currency: str,
+    need: int,
+    wished: int,
+    at: Instant,
+    zone: ZoneInfo = _UTC,
 ) -> Taken:
     """Lease what is needed, or all that there is, and what is wished as far as others can spare it.
 
-    Sweeps the customer's dead leases and expired grants on the way. Raises NotFoundError.
+    The purse is a customer's credit or a budget, whose days are those of the zone. Sweeps the customer's dead leases
+    and expired grants on the way. Raises NotFoundError.
     """
-    before, held = _swept(conn, customer_id, at)
-    free = account.usable(before.grants, _by_grant(held), at) if before.currency == currency else ()
-    cut = account.slices(free, account.lease_size(sum(amount for _, amount in free), need, wished))
+    customer_id = customer_of(purse_id)
+    before, open_ = _swept(conn, customer_id, at)
+    held = [lease for lease in open_ if lease.is_of(purse_id)]
+    sources = _budget(conn, purse_id, zone, at) if is_budget(purse_id) else _grants(before, held, currency, at)
+    size = account.lease_size(sum(source.free for source in sources), need, wished)
+    cut = dict(account.slices([(source.id, source.free) for source in sources], size))
     additions = []
-    for grant_id, amount in cut:
-        grant = next(grant for grant in before.grants if grant.id == grant_id)
-        own = [lease for lease in held if lease.holder == holder and lease.grant_id == grant_id]
-        lease_id = _grow(conn, own, amount, at) or _make(conn, customer_id, grant_id, holder, amount, at)
-        additions.append(Addition(lease_id, amount, account.burn_order(grant), grant.expires_at))
-    is_short = need > sum(amount for _, amount in cut)
+    for source in sources:
+        if source.id in cut:
+            own = [lease for lease in held if lease.holder == holder and lease.source_id == source.id]
+            amount = cut[source.id]
+            lease_id = _grow(conn, own, amount, at) or _make(conn, customer_id, source.id, holder, amount, at)
+            additions.append(Addition(lease_id, amount, source.order, source.expires_at))
+    is_short = need > sum(cut.values())
     is_recalling = is_short and _recall(conn, [lease for lease in held if lease.holder != holder], at)
-    return Taken(tuple(additions), _standing(before, open_leases(conn, customer_id), at), is_recalling)
+    if is_budget(purse_id):
+        return Taken(tuple(additions), budget_standing(conn, purse_id, zone, at), is_recalling)
+    now_open = [lease for lease in open_leases(conn, customer_id) if lease.is_of(purse_id)]
+    return Taken(tuple(additions), _standing(before, now_open, at), is_recalling)
+
+
+def _grants(before: Account, held: Sequence[Lease], currency: str, at: Instant) -> list[_Source]:
+    """What is free of the customer's credit, in burn order; nothing in another currency."""
+    free = account.usable(before.grants, _by_source(held), at) if before.currency == currency else ()
+    grants = {grant.id: grant for grant in before.grants}
+    return [_Source(i, amount, account.burn_order(grants[i]), grants[i].expires_at) for i, amount in free]
+
+
+def _budget(conn: sa.Connection, budget_id: str, zone: ZoneInfo, at: Instant) -> list[_Source]:
+    """What is free of a budget; one that was lifted, of which the holder will learn in a moment, limits nothing."""
+    found = budgets.state(conn, budget_id, zone, at)
+    return [_Source(budget_id, Pico(LEASE_PICO_MAX) if found is None else found.free, budget.ORDER, None)]
+
+
+def budget_standing(conn: sa.Connection, budget_id: str, zone: ZoneInfo, at: Instant) -> Standing:
+    """Return how a budget stands; what dead leases hold counts as given back."""
+    found = budgets.state(conn, budget_id, zone, at, alive_from=at - GRACE_US)
+    if found is None:
+        return Standing(None, Pico(LEASE_PICO_MAX), Pico(0))
+    until = None if found.budget.span is budget.Span.UNPAID else found.period.end
+    return Standing(None, found.left, found.held, found.budget.amount, until)
 
 
 def tidy(conn: sa.Connection, customer_id: str, at: Instant) -> None:
@@ -207,7 +269,7 @@ def burn(conn: sa.Connection, before: Account, amount: int, at: Instant) -> tupl
 
     It is as if a lease had been taken for it: so each part has a lease (closed at once), and the grant that it burnt.
     """
-    free = account.usable(before.grants, _by_grant(open_leases(conn, before.customer_id)), at)
+    free = account.usable(before.grants, _by_source(open_leases(conn, before.customer_id)), at)
     parts = []
     for grant_id, paid in account.slices(free, amount):
         lease_id = _make(conn, before.customer_id, grant_id, SETTLED, paid, at)
@@ -219,13 +281,13 @@ def burn(conn: sa.Connection, before: Account, amount: int, at: Instant) -> tupl
 
 def free(conn: sa.Connection, before: Account, at: Instant) -> Pico:
     """Return what `burn` could pay now: what is neither expired nor on an open lease."""
-    held = _by_grant(open_leases(conn, before.customer_id))
+    held = _by_source(open_leases(conn, before.customer_id))
     return Pico(sum(amount for _, amount in account.usable(before.grants, held, at)))
 
 
 def standing(conn: sa.Connection, customer_id: str, at: Instant) -> Standing:
     """Return how a customer's credit stands; dead leases and expired credit count as what they will be when swept."""
-    held = open_leases(conn, customer_id)
+    held = [lease for lease in open_leases(conn, customer_id) if lease.is_of(customer_id)]
     alive = [lease for lease in held if lease.valid_until + GRACE_US >= at]
     dead = [lease for lease in held if lease.valid_until + GRACE_US < at]
     return _standing(credit.read(conn, customer_id), alive, at, dead)
@@ -249,15 +311,15 @@ def _standing(now: Account, alive: Sequence[Lease], at: int, dead: Sequence[Leas
     return Standing(now.currency, Pico(left - used + promised - now.owed), Pico(held))
 
 
-def _by_grant(held: Sequence[Lease]) -> dict[str, int]:
+def _by_source(held: Sequence[Lease]) -> dict[str, int]:
     sums: dict[str, int] = {}
     for lease in held:
-        sums[lease.grant_id] = sums.get(lease.grant_id, 0) + lease.amount_pico
+        sums[lease.source_id] = sums.get(lease.source_id, 0) + lease.amount_pico
     return sums
 
 
 def _grow(conn: sa.Connection, own: Sequence[Lease], amount: int, at: Instant) -> str | None:
-    """Let the newest of the holder's leases on a grant grow; None if there is none, or it is old or full."""
+    """Let the newest of the holder's leases of a source grow; None if there is none, or it is old or full."""
     if not own or not 0 <= at - own[-1].taken_at < LEASE_AGE_US or own[-1].amount_pico + amount > LEASE_PICO_MAX:
         return None
     grown = {"amount_pico": _LEASES.c.amount_pico + amount, "valid_until": at + LEASE_US}
@@ -266,11 +328,11 @@ def _grow(conn: sa.Connection, own: Sequence[Lease], amount: int, at: Instant) -
     return own[-1].id
 
 
-def _make(conn: sa.Connection, customer_id: str, grant_id: str, holder: str, amount: int, at: Instant) -> str:
+def _make(conn: sa.Connection, customer_id: str, source_id: str, holder: str, amount: int, at: Instant) -> str:
     row = {
         "id": ids.new_id("lease"),
         "customer_id": customer_id,
-        "grant_id": grant_id,
+        "budget_id" if is_budget(source_id) else "grant_id": source_id,
         "holder": holder,
         "amount_pico": amount,
         "used_pico": 0,
@@ -282,10 +344,10 @@ def _make(conn: sa.Connection, customer_id: str, grant_id: str, holder: str, amo
 
 
 def _close(conn: sa.Connection, before: Account, lease_id: str, at: Instant) -> Account:
-    """Close a lease if it is open, and burn what was used of it; the caller has locked the customer."""
+    """Close a lease if it is open, and burn what was used of its grant; the caller has locked the customer."""
     closing = sa.update(_LEASES).where(_LEASES.c.id == lease_id, _IS_OPEN).values(closed_at=at)
     row = conn.execute(closing.returning(_LEASES.c.grant_id, _LEASES.c.used_pico)).one_or_none()
-    if row is None or row.used_pico == 0:
+    if row is None or row.used_pico == 0 or row.grant_id is None:
         return before
     burnt = next(grant for grant in before.grants if grant.id == row.grant_id)
     return credit.write(conn, before, Kind.BURN, burnt, Pico(-row.used_pico), at, lease_id=lease_id)

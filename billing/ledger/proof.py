@@ -201,7 +201,8 @@ def _leases_are_charged_and_burnt(conn: sa.Connection) -> Iterator[Finding]:
     of_leases = burns.where(_ENTRIES.c.lease_id.is_not(None)).group_by(_ENTRIES.c.lease_id)
     burnt = {row[0]: -join(int(row[1]), int(row[2])) for row in conn.execute(of_leases)}
     columns = (_LEASES.c.id, _LEASES.c.customer_id, _LEASES.c.used_pico, _LEASES.c.closed_at)
-    for lease_id, customer_id, used, closed_at in conn.execute(sa.select(*columns).order_by(_LEASES.c.id)):
+    of_credit = sa.select(*columns).where(_LEASES.c.grant_id.is_not(None)).order_by(_LEASES.c.id)
+    for lease_id, customer_id, used, closed_at in conn.execute(of_credit):
         of_requests, of_burns = charged.pop(lease_id, 0), burnt.pop(lease_id, 0)
         if used != of_requests:
             yield Finding(name, customer_id, lease_id, f"{used} pico are used; its requests come to {of_requests}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from billing.errors import DatabaseAwayError
-from billing.ledger import accounts, epoch, versions
+from billing.ledger import accounts, epoch, principals, versions
 from billing.ledger.accounts import Principal
 from billing.ledger.database import Database, DatabaseError, is_away
 from billing.pricing.book import PriceBook
@@ -69,7 +69,7 @@ class Directory:
         snapshot = self.snapshot
         try:
             with self._database.reading() as conn:
-                found = accounts.principal(conn, secret.hex())
+                found = principals.load(conn, secret.hex())
         except DatabaseError as error:
             if not is_away(error):
                 raise
@@ -96,8 +96,8 @@ class Directory:
             book = versions.load_book(conn, default_margin=self._default_margin, currency=self._currency)
             newest = [bytes.fromhex(text) for text in accounts.usable_secrets(conn, KEYS_RELOADED_MAX)]
             wanted = islice(dict.fromkeys((*known, *newest)), KEYS_RELOADED_MAX)
-            principals = {secret: accounts.principal(conn, secret.hex()) for secret in wanted}
-        return Snapshot(number, book, principals)
+            found = {secret: principals.load(conn, secret.hex()) for secret in wanted}
+        return Snapshot(number, book, found)
 
     def _poll(self) -> None:
         while not self._stop.wait(POLL_INTERVAL_S):

@@ -1,4 +1,4 @@
-"""A prepaid customer's leases in this worker's memory: requests are admitted under holds, without I/O.
+"""Leases of a credit or a budget in this worker's memory: requests are admitted under holds, without I/O.
 
 Invariant (I7): of each lease, what is held for running requests and what was posted for ended ones never exceeds what
 the ledger leased. A request's hold is its worst case; at its end the hold is replaced by the real amount. Nothing is
@@ -89,12 +89,12 @@ class Hold:
 
 
 class Purse:
-    """All leases of one customer in this worker, in burn order."""
+    """All leases in this worker of one customer's credit, in burn order, or of one budget."""
 
-    __slots__ = ("customer_id", "slices")
+    __slots__ = ("id", "slices")
 
-    def __init__(self, customer_id: str) -> None:
-        self.customer_id = customer_id
+    def __init__(self, purse_id: str) -> None:
+        self.id = purse_id
         self.slices: list[Slice] = []
 
     def free(self, now: Moment) -> int:
@@ -143,6 +143,22 @@ class Purse:
             if piece.is_usable(now):
                 amount -= _post(piece, min(piece.free, amount), posted, now)
         return tuple(Part(lease_id, Pico(used)) for lease_id, used in posted.items())
+
+    def shrink(self, hold: Hold, amount: int) -> None:
+        """Let a hold be of less, since another purse affords fewer tokens; the last leases are freed first."""
+        assert not hold.is_over, "it holds"
+        kept = []
+        for piece, share in hold.parts:
+            part = min(share, max(0, amount))
+            piece.held -= share - part
+            amount -= part
+            if part:
+                kept.append((piece, part))
+        hold.parts = tuple(kept)
+
+    def spend(self, amount: int, now: Moment) -> tuple[Part, ...]:
+        """Pay so much, as far as it goes, of what nobody holds: for requests that are admitted without credit, too."""
+        return self.settle(Hold((), 0), amount, now)
 
     def void(self, hold: Hold, now: Moment) -> None:
         """Give up a hold whose request costs nothing."""

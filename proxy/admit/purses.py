@@ -1,9 +1,10 @@
-"""The purses of all prepaid customers of this worker, and the thread that leases credit for them.
+"""The purses of this worker, and the thread that leases for them: prepaid credit, and what budgets leave.
 
-A request that its customer's leases cover is admitted at once, on the event loop, without I/O. Otherwise it waits in
-its customer's queue while the thread asks the ledger, for itself and for those after it, and for some requests ahead:
-while leases run low the ledger is asked before anybody has to wait. When the ledger has no more, the request gets as
-many tokens as are affordable, or a `Short`; it is never admitted without its hold.
+A purse is named by its customer's id, where it is credit, or by a budget's. A request that a purse's leases cover is
+admitted at once, on the event loop, without I/O. Otherwise it waits in the purse's queue while the thread asks the
+ledger, for itself and for those after it, and for some requests ahead: while leases run low the ledger is asked before
+anybody has to wait. When the ledger has no more, the request gets as many tokens as are affordable, or a `Short`; it is
+never admitted without its hold.
 
 While the database is away, what the leases here cover goes on; the rest is told to come again.
 """
@@ -19,15 +20,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
+from zoneinfo import ZoneInfo
 
 from billing import clock, ids
 from billing.clock import Clock, Instant
+from billing.credit.budget import customer_of
 from billing.credit.holds import Need, Part
 from billing.errors import DatabaseAwayError, NotFoundError
 from billing.ledger import leases
 from billing.ledger.database import Connection, Database, DatabaseError, is_away
 from billing.ledger.leases import Standing, Taken
 from billing.limits import PURSE_WAITERS_MAX
+from billing.money import Pico
 from proxy.admit.purse import Hold, Moment, Purse
 
 RECALL_NS = 1_500_000_000
@@ -101,6 +105,7 @@ class Account:
     short: Standing | None = None
     short_until_ns: int = 0
     scarce_until_ns: int = 0
+    dry_until_ns: int = 0
 
 
 class Purses:
@@ -111,6 +116,7 @@ class Purses:
         database: Database,
         loop: asyncio.AbstractEventLoop,
         currency: str,
+        zone: ZoneInfo,
         now: Clock = clock.now,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         pace: Pace = PACE,
@@ -119,6 +125,7 @@ class Purses:
         self._database = database
         self._loop = loop
         self._currency = currency
+        self._zone = zone
         self._now = now
         self._monotonic_ns = monotonic_ns
         self._pace = pace
@@ -145,11 +152,9 @@ class Purses:
         self._jobs.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
 
-    def hold(self, customer_id: str, need: Need, answer: Callable[[Answer], None]) -> Answer | None:
+    def hold(self, purse_id: str, need: Need, answer: Callable[[Answer], None]) -> Answer | None:
         """Reserve a request's worst case; None where the answer comes later, on the event loop."""
-        account = self._accounts.get(customer_id)
-        if account is None:
-            account = self._accounts[customer_id] = Account(Purse(customer_id), deque())
+        account = self._account(purse_id)
         now = self._moment()
         if not account.waiters:
             hold = account.purse.hold(need, now)
@@ -165,18 +170,42 @@ class Purses:
         self._ask(account, need)
         return None
 
-    def settle(self, customer_id: str, hold: Hold, amount: int) -> tuple[Part, ...]:
+    def settle(self, purse_id: str, hold: Hold, amount: int) -> tuple[Part, ...]:
         """Replace a hold by what its request came to; the parts go with its event to the recorder."""
-        return self._purse(customer_id).settle(hold, amount, self._moment())
+        return self._purse(purse_id).settle(hold, amount, self._moment())
 
-    def void(self, customer_id: str, hold: Hold) -> None:
+    def void(self, purse_id: str, hold: Hold) -> None:
         """Give up a hold whose request costs nothing."""
-        self._purse(customer_id).void(hold, self._moment())
+        self._purse(purse_id).void(hold, self._moment())
 
-    def _purse(self, customer_id: str) -> Purse:
+    def shrink(self, purse_id: str, hold: Hold, amount: int) -> None:
+        """Let a hold be of less: another purse affords fewer tokens."""
+        self._purse(purse_id).shrink(hold, amount)
+
+    def spend(self, purse_id: str, amount: int) -> tuple[Part, ...] | None:
+        """Pay for an ended request of which nothing was held, as far as the leases here go; lease some for the next.
+
+        What they do not cover the ledger takes from what is free, in the event's transaction. None: a moment ago there
+        was nothing, so that asking is not worth its while.
+        """
+        account, now = self._account(purse_id), self._moment()
+        parts = account.purse.spend(amount, now)
+        if now.ns < account.dry_until_ns:
+            return parts or None
+        if account.purse.free(now) <= account.low:
+            self._ask(account, Need(Pico(amount), Pico(0), 1))
+        return parts
+
+    def _account(self, purse_id: str) -> Account:
+        account = self._accounts.get(purse_id)
+        if account is None:
+            account = self._accounts[purse_id] = Account(Purse(purse_id), deque())
+        return account
+
+    def _purse(self, purse_id: str) -> Purse:
         """Return the purse; one that was forgotten has no lease that a hold could be on."""
-        account = self._accounts.get(customer_id)
-        return Purse(customer_id) if account is None else account.purse
+        account = self._accounts.get(purse_id)
+        return Purse(purse_id) if account is None else account.purse
 
     def _moment(self) -> Moment:
         return Moment(self._now(), self._monotonic_ns())
@@ -195,13 +224,13 @@ class Purses:
         self._lease(account, need)
 
     def _lease(self, account: Account, need: Need) -> None:
-        customer_id, count = account.purse.customer_id, len(account.waiters)
+        purse_id, count = account.purse.id, len(account.waiters)
         free = account.purse.free(self._moment())
         missing = max(0, sum(waiter.need.most for waiter in account.waiters) - free)
         wished = missing + need.most * account.ahead
 
         def take(conn: Connection, at: Instant) -> Taken:
-            return leases.take(conn, customer_id, self.holder, self._currency, missing, wished, at)
+            return leases.take(conn, purse_id, self.holder, self._currency, missing, wished, at, self._zone)
 
         def taken(found: Taken | None, since_ns: int) -> None:
             self._taken(account, need, count, found, since_ns)
@@ -217,6 +246,8 @@ class Purses:
             got = sum(added.amount for added in found.additions)
             self._is_holding = True
         account.low = got // 4 if got >= 4 * need.most else 0
+        if not got:
+            account.dry_until_ns = self._monotonic_ns() + SHORT_NS
         while account.waiters:
             now, waiter = self._moment(), account.waiters[0]
             answer: Answer | None = account.purse.hold(waiter.need, now)
@@ -252,16 +283,16 @@ class Purses:
         self._ticking = self._loop.call_later(self._pace.tick_s, self._tick)
         self._ticks += 1
         now = self._moment()
-        for customer_id, account in tuple(self._accounts.items()):
+        for purse_id, account in tuple(self._accounts.items()):
             if account.is_asking:  # a lease that is closed here may be growing there
                 continue
             closed, returned = account.purse.retire(now)
-            self._close(customer_id, closed)
+            self._close(customer_of(purse_id), closed)
             if now.ns < account.scarce_until_ns:
                 returned += account.purse.give_back(account.purse.with_rest())
             self._give_back(returned)
             if not account.purse.slices and not account.waiters:
-                del self._accounts[customer_id]
+                del self._accounts[purse_id]
         self._is_holding = any(account.purse.slices for account in self._accounts.values())
         if self._is_holding and self._ticks % self._pace.renew_ticks == 0:
             self._put(lambda conn, at: leases.renew(conn, self.holder, at), self._renewed)

@@ -76,8 +76,8 @@ class Exchange(Settlement):
         self._principal, self._ask = principal, ask
         self._phase = Phase.ADMITTED
         self._services.exchanges.add(self)
-        if principal.is_prepaid and self._path not in endpoints.FREE:
-            self._holding = Holding(self._services.terms, principal.customer_id, self._quote, ask)
+        if principal.purses is not None and self._path not in endpoints.FREE:
+            self._holding = Holding(self._services.terms, principal, self._quote, ask)
             self._holding.begin(len(body), self._held)
         else:
             self._dial()

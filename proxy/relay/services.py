@@ -10,7 +10,7 @@ from billing.usage import UsageEvent
 from proxy.admit.directory import Directory
 from proxy.relay.catalog import Catalog
 from proxy.relay.refusals import Refusal, retry_after
-from proxy.settle import Recorder
+from proxy.settle import Days, Recorder
 
 if TYPE_CHECKING:
     from proxy.relay.audit import Auditor
@@ -36,6 +36,7 @@ class Services:
     recorder: Recorder
     counting: "Counting"
     terms: "Terms"
+    days: Days
     body_bytes_max: int
     exchanges: "set[Exchange]" = field(default_factory=set)
     checkpointed: set[str] = field(default_factory=set)

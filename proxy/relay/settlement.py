@@ -156,11 +156,11 @@ class Settlement:
 
     def _record(self, reported: Usage, source: str, found: tuple[Anomaly, ...] = ()) -> None:
         event = self._event = self._bill(reported, source, self._outcome, self._finished_at, found)
-        credit = self._holding.settle(event.amount_pico) if self._holding is not None else None
+        payment = self._holding.settle(event.amount_pico) if self._holding is not None else None
         self._release(tokens=event.input_tokens + event.output_tokens)
         is_checkpointed = self.request_id in self._services.checkpointed
         assert self._quote is not None, "admitted"
-        self._services.recorder.submit(Entry(event, self._quote, self._recorded, credit, is_checkpointed))
+        self._services.recorder.submit(Entry(event, self._quote, self._recorded, payment, is_checkpointed))
 
     def _bill(
         self,
@@ -198,7 +198,7 @@ class Settlement:
             quote.cost.charge(usage),
             quote.price.charge(usage),
             quote.ref,
-            window_start(principal, at),
+            window_start(principal, at, self._services.days.start_of(at)),
             anomaly,
         )
 
@@ -221,8 +221,8 @@ class Settlement:
         """Return what is recorded if this worker dies now. Any thread may call it, once there is progress."""
         event = self._bill(usage, source.value, Outcome.INTERRUPTED, at)
         assert self._quote is not None, "admitted"
-        credit = self._holding.parts_of(event.amount_pico) if self._holding is not None else None
-        return Due(event, self._quote, credit)
+        payment = self._holding.payment_of(event.amount_pico) if self._holding is not None else None
+        return Due(event, self._quote, payment)
 
     def _recorded(self, is_durable: bool) -> None:  # noqa: FBT001 -- the recorder's only news
         """Send the last bytes: the event that bills them is durable now."""

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from billing import clock, ids
 from billing.clock import HOUR_US, Instant, instant_text
-from billing.ledger import accounts, events, migrate, outbox, schema, versions
+from billing.ledger import accounts, events, migrate, outbox, principals, schema, versions
 from billing.ledger.database import Database
 from billing.money import parse_amount, parse_rate
 from billing.pricing.quote import Quote, UnitPrices
@@ -148,7 +148,7 @@ def test_a_new_keys_secret_opens_and_is_not_shown_again(weir: Weir, database: Da
     assert made["customer"] == "acme"
     assert (made["name"], made["models"], made["rpm"], made["tpm"]) == ("app", ["a", "b"], 60, 0)
     with database.reading() as conn:
-        found = accounts.principal(conn, ids.key_hash(made["key"].encode()).hex())
+        found = principals.load(conn, ids.key_hash(made["key"].encode()).hex())
     assert found is not None
     assert (found.key_id, found.models, found.rpm) == (made["id"], frozenset({"a", "b"}), 60)
     listed = weir("key", "list", "--json")

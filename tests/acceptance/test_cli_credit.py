@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -14,6 +15,8 @@ from billing.ledger.database import Database
 from billing.money import Pico
 from tests.acceptance.commands import DONE, NOT_FOUND, REFUSED, USAGE, Weir, runner
 from tests.unit.ledger.made import event
+
+UTC = ZoneInfo("UTC")
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_usage_and_leases_show_as_burnt_and_held(weir: Weir, database_url: str) 
     database = Database(database_url)
     now, cent = clock.now(), 10**10
     with database.writing() as conn:
-        (added,) = leases.take(conn, shown["customer_id"], "worker", "usd", 50 * cent, 0, now).additions
+        (added,) = leases.take(conn, shown["customer_id"], "worker", "usd", 50 * cent, 0, now, UTC).additions
         used = event(now, customer_id=shown["customer_id"], amount_pico=20 * cent, finished_at=now)
         charges.append(conn, [used], [Charge(used, (Part(added.lease_id, Pico(20 * cent)),))], 0, now)
     shown = weir("credit", "show", "acme", "--json").json
@@ -103,13 +106,10 @@ def test_a_mistake_is_taken_back_and_stays_in_the_history(weir: Weir) -> None:
     ]
 
 
-def test_a_customer_that_is_not_prepaid_is_said_not_to_use_it(weir: Weir) -> None:
+def test_any_customer_may_hold_credit(weir: Weir) -> None:
     weir("customer", "add", "postpaid")
-    answer = weir("credit", "grant", "postpaid", "5")
-    assert (answer.code, answer.err) == (
-        DONE,
-        "weir: 'postpaid' is not prepaid: its requests do not use credit yet\n",
-    )
+    assert weir("credit", "grant", "postpaid", "5").code == DONE
+    assert weir("credit", "show", "postpaid", "--json").json["available"] == "5.000000000000"
 
 
 @pytest.mark.parametrize(

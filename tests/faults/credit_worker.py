@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from billing import clock
 from billing.credit.holds import Need
@@ -27,6 +28,7 @@ CLIENTS = 6
 GIVE_UP_AFTER = 3
 RETRY_S = 0.05
 RETRY_FOR_S = 30
+UTC = ZoneInfo("UTC")
 
 
 class Worker:
@@ -42,7 +44,7 @@ class Worker:
     async def run(self) -> None:
         """Serve until every client was refused a few times."""
         pace = Pace(tick_s=0.2, renew_ticks=5, poll_s=0.1, retry_s=0.05)
-        purses = Purses(self.database, asyncio.get_running_loop(), "usd", pace=pace)
+        purses = Purses(self.database, asyncio.get_running_loop(), "usd", UTC, pace=pace)
         purses.start()
         await asyncio.gather(*(self._client(purses) for _ in range(CLIENTS)))
         await purses.close()

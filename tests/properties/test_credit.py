@@ -232,8 +232,8 @@ class Credit(RuleBasedStateMachine):
         new = [charge for charge in queue if charge.event.id not in recorded]
         open_ = {row["id"] for row in self.bench.rows(schema.leases, self.acme) if row["closed_at"] is None}
         is_covered = all(
-            sum(part.amount for part in charge.parts) == charge.event.amount_pico
-            and all(part.lease_id in open_ for part in charge.parts)
+            sum(part.amount for part in charge.all_parts) == charge.event.amount_pico
+            and all(part.lease_id in open_ for part in charge.all_parts)
             for charge in new
         )
         losses = self.bench.record(*new, shard=shard) if new else ()

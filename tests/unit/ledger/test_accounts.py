@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from billing import ids
 from billing.clock import Instant
 from billing.errors import NotFoundError, RefusedError, UsageError
-from billing.ledger import accounts, epoch, migrate, schema
+from billing.ledger import accounts, epoch, migrate, principals, schema
 from billing.ledger.accounts import ApiKey, Cause, Customer
 from billing.ledger.database import Database
 
@@ -53,7 +53,7 @@ def new_key(conn: sa.Connection, customer: Customer, **given: Any) -> tuple[ApiK
 
 def principal_of(conn: sa.Connection, secret: str) -> accounts.Principal:
     """Whom the secret stands for."""
-    found = accounts.principal(conn, ids.key_hash(secret.encode()).hex())
+    found = principals.load(conn, ids.key_hash(secret.encode()).hex())
     assert found is not None
     return found
 
@@ -249,8 +249,8 @@ def test_nobody_stands_behind_an_unknown_secret(conn: sa.Connection, acme: Custo
     """Not even behind one that differs in the last character."""
     _, secret = new_key(conn, acme)
     other = secret[:-1] + ("A" if secret[-1] != "A" else "B")
-    assert accounts.principal(conn, ids.key_hash(other.encode()).hex()) is None
-    assert accounts.principal(conn, secret) is None
+    assert principals.load(conn, ids.key_hash(other.encode()).hex()) is None
+    assert principals.load(conn, secret) is None
 
 
 def test_a_principal_says_why_its_customer_is_suspended(conn: sa.Connection, acme: Customer) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints and their recovery: whoever deletes a checkpoint writes its event, and nothing is billed twice."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -14,6 +15,7 @@ from billing.clock import SECOND_US, Instant
 from billing.credit.holds import Part
 from billing.ledger import due as dues
 from billing.ledger import inflight, migrate, schema
+from billing.ledger.charges import Cap, Payment
 from billing.ledger.database import Database
 from billing.ledger.due import Due
 from billing.ledger.inflight import LAPSE_US, Suspect
@@ -163,7 +165,7 @@ def test_a_worker_that_is_taken_for_dead_again_and_again_is_billed_exactly(datab
 def test_a_prepaid_customers_interrupted_stream_is_never_made_cheaper(database: Database) -> None:
     (stream,) = checkpointed(database, 5)
     recover(database)
-    assert record(database, final(stream, 3)._replace(credit=(Part("lease_1", Pico(1)),))) == []
+    assert record(database, final(stream, 3)._replace(payment=Payment((Part("lease_1", Pico(1)),)))) == []
 
 
 def test_what_a_correction_costs_lies_where_the_rest_of_the_hold_lay(database: Database) -> None:
@@ -173,8 +175,9 @@ def test_what_a_correction_costs_lies_where_the_rest_of_the_hold_lay(database: D
     before = stream.event.amount_pico
     parts = (Part("lease_1", Pico(before + 4)), Part("lease_2", Pico(end.event.amount_pico - before - 4)))
     with database.writing() as conn:
-        (correction,) = inflight.resolved(conn, [end._replace(credit=parts)])
-    assert correction.credit == (Part("lease_1", Pico(4)), parts[1])
+        (correction,) = inflight.resolved(conn, [end._replace(payment=Payment(parts, caps=(Cap("acme/day", parts),)))])
+    last = (Part("lease_1", Pico(4)), parts[1])
+    assert correction.payment == Payment(last, caps=(Cap("acme/day", last),))
     assert correction.event.amount_pico == 4 * 156_000
 
 
@@ -248,10 +251,23 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 amounts = st.integers(0, 2**63 - 1)
 
 
-@given(texts, amounts, st.none() | st.lists(st.builds(Part, texts, amounts.map(Pico))).map(tuple))
-def test_what_is_due_survives_as_a_text(name: str, amount: int, credit: tuple[Part, ...] | None) -> None:
-    given = Due(made(3, model=name, amount_pico=amount, first_token_at=None), QUOTE, credit)
+parts_of = st.lists(st.builds(Part, texts, amounts.map(Pico)), max_size=3).map(tuple)
+payments = st.builds(
+    Payment, st.none() | parts_of, st.booleans(), st.lists(st.builds(Cap, texts, parts_of), max_size=2).map(tuple)
+)
+
+
+@given(texts, amounts, st.none() | payments)
+def test_what_is_due_survives_as_a_text(name: str, amount: int, payment: Payment | None) -> None:
+    given = Due(made(3, model=name, amount_pico=amount, first_token_at=None), QUOTE, payment)
     assert dues.from_text(dues.to_text(given)) == given
+
+
+def test_a_checkpoint_of_the_release_before_budgets_is_read() -> None:
+    raw = json.loads(dues.to_text(Due(made(3), QUOTE)))
+    del raw["payment"]
+    assert dues.from_text(json.dumps(raw | {"credit": None})).payment is None
+    assert dues.from_text(json.dumps(raw | {"credit": [["a", 5]]})).payment == Payment((Part("a", Pico(5)),))
 
 
 def test_a_text_of_a_later_release_is_read_without_what_is_not_known() -> None:

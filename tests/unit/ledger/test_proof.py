@@ -9,6 +9,7 @@ from billing.clock import HOUR_US, Instant
 from billing.credit.holds import Part
 from billing.ledger import due as dues
 from billing.ledger import inflight, outbox, proof, schema
+from billing.ledger.charges import Payment
 from billing.ledger.due import Due
 from billing.ledger.proof import Finding
 from billing.money import Pico
@@ -42,7 +43,7 @@ def fill(bench: CreditBench) -> None:
         charged = {"customer_id": prepaid, "price_ref": QUOTE.ref, "amount_pico": 117_000_000}
         for lease_id in (lease, open_lease):
             part = Part(lease_id, Pico(117_000_000))
-            dues.append(conn, [Due(event(NOON, **charged), QUOTE, (part,))], 1, NOON)
+            dues.append(conn, [Due(event(NOON, **charged), QUOTE, Payment((part,)))], 1, NOON)
         metered = [event(NOON, customer_id="cust_b", price_ref=QUOTE.ref) for _ in range(3)]
         cut = inflight.interrupted(event(NOON, customer_id="cust_b", price_ref=QUOTE.ref, output_tokens=450))
         cut = cut._replace(cost_pico=84_000_000, amount_pico=117_000_000 - 50 * 156_000)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -49,7 +50,7 @@ async def worker(
     database: Database, pace: Pace = QUICK, monotonic_ns: Time = time.monotonic_ns
 ) -> AsyncIterator[Purses]:
     """A worker that leases, until the block ends."""
-    purses = Purses(database, asyncio.get_running_loop(), USD, pace=pace, monotonic_ns=monotonic_ns)
+    purses = Purses(database, asyncio.get_running_loop(), USD, ZoneInfo("UTC"), pace=pace, monotonic_ns=monotonic_ns)
     purses.start()
     try:
         yield purses
