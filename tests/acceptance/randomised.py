@@ -251,12 +251,14 @@ class Shown:
     def tokens(self, server: LlamaServer, *, has_stop: bool) -> int:
         """What was generated to show it: the texts' tokens by the server, and those that a text ends with.
 
+        `<think>` and its line break, which `reasoning_format: none` shows first, are the prompt's (measured).
         `</think>` and the blank line after it show themselves by the answer that follows; the end of a turn by its
         reason, unless the request's own `stop` may have been that.
         """
         total = 0
         for (index, kind), text in self.texts.items():
-            total += len(server.post("/tokenize", {"content": text, "add_special": False})["tokens"])
+            own = text.removeprefix("<think>\n") if kind == "content" else text
+            total += len(server.post("/tokenize", {"content": own, "add_special": False})["tokens"])
             total += 2 if kind == "content" and text and self.texts.get((index, "reasoning")) else 0
         return total + (0 if has_stop else len(self.ended))
 
