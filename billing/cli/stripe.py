@@ -8,7 +8,7 @@ from billing.cli.output import Row, emit, emit_one, listing
 from billing.cli.reconcile import reconcile
 from billing.clock import instant_text, parse_instant
 from billing.errors import NotFoundError, UsageError
-from billing.ledger import inbox, outbox, standings
+from billing.ledger import inbox, outbox, standings, stripe_objects
 from billing.ledger.outbox import Batch
 from billing.money import amount_text
 from billing.stripe_sync import push, release, setup, turn
@@ -18,7 +18,7 @@ from billing.stripe_sync.push import Pusher, Sent
 ATTENTION_ROWS_MAX = 100
 EVENT_ROWS_MAX = 100
 
-SETUP_COLUMNS = ("kind", "action", "stripe_id", "detail")
+SETUP_COLUMNS = ("kind", "action", "stripe_id", "detail", "drift")
 SENT_COLUMNS = ("batch", "customer", "window", "units", "state", "answer")
 CUSTOMER_COLUMNS = (
     "customer",
@@ -45,16 +45,20 @@ def stripe() -> None:
 def setup_(session: Session, *, is_plan: bool, form: str) -> None:
     """Create or adopt the meter, the product and the price; run twice, it changes nothing."""
     port = connect(session.config)
+    with session.database.reading() as conn:
+        known = stripe_objects.known(conn)
     if is_plan:
         steps = setup.preview(setup.wanted(session.config), port)
     else:
         steps = setup.run(session.config, session.database, port, session.now, session.actor)
+    drift = setup.drift(known, steps)
     rows: list[Row] = [
         {
             "kind": str(step.kind),
             "action": str(step.action),
             "stripe_id": step.stripe_id,
             "detail": step.detail,
+            "drift": drift.get(step.kind),
         }
         for step in steps
     ]

@@ -137,6 +137,15 @@ class SdkClient:
         """See StripePort."""
         return listed(lambda: self._v1.products.list({"active": True, "limit": PAGE_ROWS}), _product)
 
+    def find_product(self, product_id: str) -> Product | None:
+        """See StripePort."""
+        found = found_or_none(lambda: self._v1.products.retrieve(product_id))
+        return None if found is None else _product(found)
+
+    def reactivate_product(self, product_id: str) -> Product:
+        """See StripePort."""
+        return _product(asked(lambda: self._v1.products.update(product_id, {"active": True})))
+
     def create_product(self, name: str, unit_label: str, weir: str, key: str) -> Product:
         """See StripePort."""
         return _product(

@@ -167,6 +167,12 @@ class StripePort(Protocol):
     def products(self) -> list[Product]:
         """List the active products."""
 
+    def find_product(self, product_id: str) -> Product | None:
+        """Retrieve a product, active or archived."""
+
+    def reactivate_product(self, product_id: str) -> Product:
+        """Unarchive a product."""
+
     def create_product(self, name: str, unit_label: str, weir: str, key: str) -> Product:
         """Create a product with our mark."""
 

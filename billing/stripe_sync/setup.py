@@ -9,7 +9,7 @@ at Stripe; where one is not as needed, nothing is done and the error says what t
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -88,8 +88,8 @@ def apply(want: Wanted, steps: Iterable[Step], port: StripePort) -> dict[Kind, s
                 ids[step.kind] = step.stripe_id
             case Action.REACTIVATE:
                 assert step.stripe_id is not None, "what is reactivated exists"
-                reactivate = port.reactivate_meter if step.kind is Kind.METER else port.reactivate_price
-                ids[step.kind] = reactivate(step.stripe_id).id
+                _reactivate(port, step.kind, step.stripe_id)
+                ids[step.kind] = step.stripe_id
             case Action.CREATE:
                 ids[step.kind] = _create(want, step.kind, ids, port)
     return ids
@@ -110,7 +110,36 @@ def run(config: Config, database: Database, port: StripePort, now: Instant, acto
 
 def preview(want: Wanted, port: StripePort) -> tuple[Step, ...]:
     """Return the plan for what is at Stripe now, changing nothing."""
-    return plan(want, port.meters(), port.products(), port.find_price(want.lookup_key))
+    price = port.find_price(want.lookup_key)
+    archived = None if price is None else port.find_product(price.product_id)
+    products = [*port.products(), *([] if archived is None else [archived])]
+    return plan(want, port.meters(), products, price)
+
+
+def drift(known: Mapping[Kind, str], steps: Iterable[Step]) -> dict[Kind, str]:
+    """Say what somebody changed at Stripe since the last setup, by what the plan finds there. Pure."""
+    found: dict[Kind, str] = {}
+    for step in steps:
+        before = known.get(step.kind)
+        if before is None:
+            continue
+        if step.action is Action.REACTIVATE and step.stripe_id == before:
+            found[step.kind] = f"{before} was switched off at Stripe"
+        elif step.stripe_id is None:
+            found[step.kind] = f"{before} is gone, or no longer found by its name"
+        elif step.stripe_id != before:
+            found[step.kind] = f"{step.stripe_id} has taken the place of {before}"
+    return found
+
+
+def _reactivate(port: StripePort, kind: Kind, stripe_id: str) -> None:
+    match kind:
+        case Kind.METER:
+            port.reactivate_meter(stripe_id)
+        case Kind.PRODUCT:
+            port.reactivate_product(stripe_id)
+        case Kind.PRICE:
+            port.reactivate_price(stripe_id)
 
 
 def _plan_meter(want: Wanted, named: list[Meter]) -> Step:
@@ -141,6 +170,8 @@ def _meter_fault(meter: Meter) -> str:
 
 def _plan_product(want: Wanted, products: Iterable[Product], price: Price | None) -> Step:
     if price is not None:
+        if any(product.id == price.product_id and not product.is_active for product in products):
+            return Step(Kind.PRODUCT, Action.REACTIVATE, price.product_id, "archived: its price could not be used")
         return Step(Kind.PRODUCT, Action.ADOPT, price.product_id, f"the product of {price.id}")
     marked = [product.id for product in products if product.weir == want.event_name and product.is_active]
     if marked:
