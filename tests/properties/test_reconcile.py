@@ -32,6 +32,8 @@ PATHS = ("/v1/billing/meter_events", "/v2/billing/meter_event_stream", "/v1/bill
 PUSH_POINTS = ("planned", "claimed", "answered", "recorded")
 RECONCILE_POINTS = ("asked", "checked", "released", "cancelled")
 SETTLING_ROUNDS_MAX = 6
+SHOWN_AFTER_S = 50 * 60
+"""Stripe's summaries are late: what was sent in the last 50 minutes is not in them."""
 
 
 @pytest.fixture
@@ -102,6 +104,23 @@ class Reconciling(RuleBasedStateMachine):
         with suppress(CrashError, StripeError):
             reconciler.run(self._since(), is_repairing=is_repairing)
 
+    @rule(
+        who=st.integers(0, 1),
+        amount=st.integers(1_000_000, 9_000_000),
+        kind=st.none() | st.sampled_from(FAULTS),
+        minutes=st.sampled_from([0, 10, 70]),
+        is_streaming=st.booleans(),
+    )
+    def hurry(self, who: int, amount: int, kind: FaultKind | None, minutes: int, is_streaming: bool) -> None:
+        """Usage is sent, perhaps through a fault, and a repair follows at once, and another push."""
+        self.bench.record(self.customers[who], amount)
+        if kind is not None:
+            self.bench.double.fault(kind, PATHS[is_streaming])
+        self.push(is_streaming, None, 1)
+        self.bench.double.clock.advance(minutes=minutes)
+        self.reconcile(True, None, 1)
+        self.push(is_streaming, None, 1)
+
     @rule(which=st.integers(0, 5))
     def lose(self, which: int) -> None:
         """Stripe forgets an event that it had accepted, for good."""
@@ -145,6 +164,7 @@ class Reconciling(RuleBasedStateMachine):
 
 def test_reconciliation_brings_every_unit_to_stripe_once_through_everything(made: Bench) -> None:
     """I6, whatever happens in whatever order, by both ways, beyond Stripe's memory."""
+    made.double.policy.aggregation_delay_s = SHOWN_AFTER_S
     machine = type("ReconcilingOnThisBench", (Reconciling,), {"bench": made})
     run_state_machine_as_test(
         machine,
