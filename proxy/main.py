@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "key": "billing.cli.key",
         "cost": "billing.cli.cost",
         "margin": "billing.cli.margin",
+        "plan": "billing.cli.plan",
         "credit": "billing.cli.credit",
         "usage": "billing.cli.usage",
         "report": "billing.cli.report",

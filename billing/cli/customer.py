@@ -11,7 +11,7 @@ from billing.cli.output import emit, emit_one, listing
 from billing.clock import Instant, instant_text, parse_instant
 from billing.credit.budget import Span
 from billing.errors import ConfigError, RefusedError, UsageError, WeirError
-from billing.ledger import accounts, settings
+from billing.ledger import accounts, plans, settings
 from billing.ledger.accounts import Cause, Customer
 
 LIST_COLUMNS = ("id", "name", "email", "status", "stripe_customer", "created_at")
@@ -27,6 +27,7 @@ def customer() -> None:
 @click.argument("name")
 @click.option("--email", metavar="ADDRESS", help="Where invoices go.")
 @click.option("--prepaid", "is_prepaid", is_flag=True, help="Nothing beyond its credit: see `weir credit grant`.")
+@click.option("--plan", "plan_name", metavar="NAME|ID", help="Put it on this plan: see `weir plan list`.")
 @click.option("--stripe", "is_stripe", is_flag=True, help="Create the customer and a subscription at Stripe.")
 @click.option("--stripe-customer", metavar="cus_…", help="Link an existing customer of Stripe's.")
 @listing
@@ -37,6 +38,7 @@ def add(
     *,
     email: str | None,
     is_prepaid: bool,
+    plan_name: str | None,
     is_stripe: bool,
     stripe_customer: str | None,
     form: str,
@@ -47,7 +49,10 @@ def add(
     if is_stripe or stripe_customer is not None:
         _require_stripe(session)
     with session.database.writing() as conn:
+        plan = None if plan_name is None else plans.find(conn, plan_name)
         added = accounts.add_customer(conn, name, email, session.now, session.actor, is_prepaid=is_prepaid)
+        if plan is not None:
+            plans.assign(conn, added.id, plan, session.now, session.now, session.actor)
     if is_stripe or stripe_customer is not None:
         try:
             _connect(session, added, stripe_customer)

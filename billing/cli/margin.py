@@ -12,7 +12,7 @@ from billing import ids
 from billing.cli import rate_card
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
-from billing.cli.scenario import explaining
+from billing.cli.scenario import explaining, names_of, scope_of
 from billing.cli.unit_prices import UNIT_COLUMNS, fields_of, rounded_units, unit_rows
 from billing.clock import Instant, instant_text, parse_instant
 from billing.errors import NotFoundError
@@ -28,7 +28,18 @@ from billing.pricing.rates import Standing, next_start, standing, version_at
 PRICES_SHOWN_MAX = 20
 """Models whose new prices `set` and `remove` show."""
 
-RULE_COLUMNS = ("scope", "model", "customer", "margin", "floor", "effective_from", "effective_until", "state", "id")
+RULE_COLUMNS = (
+    "scope",
+    "model",
+    "plan",
+    "customer",
+    "margin",
+    "floor",
+    "effective_from",
+    "effective_until",
+    "state",
+    "id",
+)
 REASON_COLUMNS = ("verdict", "scope", "margin", "effective_from", "recorded_at", "because", "id")
 REMOVED = "none"
 
@@ -41,6 +52,7 @@ def margin() -> None:
 @margin.command("set", context_settings={"ignore_unknown_options": True})
 @click.argument("margin_text", metavar="MARGIN")
 @click.option("--model", metavar="MODEL", help="Only for this model.")
+@click.option("--plan", metavar="NAME|ID", help="Only for the customers of this plan.")
 @click.option("--customer", metavar="NAME|ID", help="Only for this customer.")
 @click.option("--from", "from_text", metavar="INSTANT", default="now", help="When it begins.  [default: now]")
 @click.option("--floor", "floor_text", metavar="MARGIN", help="The least margin of all under it, by whatever rule.")
@@ -55,6 +67,7 @@ def set_margin(
     margin_text: str,
     *,
     model: str | None,
+    plan: str | None,
     customer: str | None,
     from_text: str,
     floor_text: str | None,
@@ -68,14 +81,14 @@ def set_margin(
     """Set the MARGIN: 30% on the cost, or margin:40% of the price.
 
     It holds from now on, or from an instant to come. The most specific rule wins: customer and model, then
-    customer, then model, then all. History keeps its prices: also a margin that is backdated prices only what
-    is not recorded yet.
+    customer, then plan and model, then plan, then model, then all. History keeps its prices: also a margin that
+    is backdated prices only what is not recorded yet.
     """
     chosen = parse_margin(margin_text, allow_loss=allow_loss, force=force)
     with session.database.writing() as conn:
         rule = MarginRule(
             id=ids.new_id("margin"),
-            scope=_scope(conn, model, customer),
+            scope=scope_of(conn, model, customer, plan),
             margin=chosen,
             allow_loss=allow_loss,
             effective_from=parse_instant(from_text, session.now),
@@ -88,6 +101,7 @@ def set_margin(
 
 @margin.command("remove")
 @click.option("--model", metavar="MODEL", help="The rule of this model.")
+@click.option("--plan", metavar="NAME|ID", help="The rule of this plan.")
 @click.option("--customer", metavar="NAME|ID", help="The rule of this customer.")
 @click.option("--from", "from_text", metavar="INSTANT", default="now", help="When it ends.  [default: now]")
 @click.option("--backdate", is_flag=True, help="Let --from lie in the past; history keeps its prices.")
@@ -98,6 +112,7 @@ def remove_margin(
     session: Session,
     *,
     model: str | None,
+    plan: str | None,
     customer: str | None,
     from_text: str,
     backdate: bool,
@@ -109,7 +124,7 @@ def remove_margin(
     with session.database.writing() as conn:
         rule = MarginRule(
             id=ids.new_id("margin"),
-            scope=_scope(conn, model, customer),
+            scope=scope_of(conn, model, customer, plan),
             margin=None,
             allow_loss=False,
             effective_from=parse_instant(from_text, session.now),
@@ -117,10 +132,6 @@ def remove_margin(
         )
         book, names = _append(session, conn, rule, backdate=backdate, reason=reason, actor=actor)
     _show(session, book, rule, names, form)
-
-
-def _scope(conn: Connection, model: str | None, customer: str | None) -> Scope:
-    return Scope(model, None if customer is None else find_customer(conn, customer).id)
 
 
 def _append(
@@ -137,7 +148,7 @@ def _append(
         actor=actor or session.actor,
         reason=reason,
     )
-    return book, versions.customer_names(conn)
+    return book, names_of(conn)
 
 
 def _show(session: Session, book: PriceBook, rule: MarginRule, names: Mapping[str, str], form: str) -> None:
@@ -177,14 +188,14 @@ def list_margins(session: Session, *, form: str) -> None:
     settings = session.config.billing
     with session.database.reading() as conn:
         book = versions.load_book(conn, default_margin=settings.default_margin, currency=settings.currency)
-        names = versions.customer_names(conn)
+        names = names_of(conn)
     rows = [_row(book, rule, names, session.now) for rule in sorted(book.margin_rules, key=_listing_order)]
     emit(form, [*rows, _default_row(book, session.now)], RULE_COLUMNS)
 
 
-def _listing_order(rule: MarginRule) -> tuple[bool, str, bool, str]:
+def _listing_order(rule: MarginRule) -> tuple[str, str, str]:
     scope = rule.scope
-    return scope.customer_id is not None, scope.customer_id or "", scope.model is not None, scope.model or ""
+    return scope.customer_id or "", scope.plan_id or "", scope.model or ""
 
 
 def _row(book: PriceBook, rule: MarginRule, names: Mapping[str, str], at: Instant) -> Row:
@@ -197,6 +208,8 @@ def _row(book: PriceBook, rule: MarginRule, names: Mapping[str, str], at: Instan
         "model": rule.scope.model,
         "customer": None if customer_id is None else names[customer_id],
         "customer_id": customer_id,
+        "plan": None if rule.scope.plan_id is None else names[rule.scope.plan_id],
+        "plan_id": rule.scope.plan_id,
         "margin": REMOVED if rule.margin is None else str(rule.margin),
         "floor": None if rule.floor is None else str(rule.floor),
         "allow_loss": rule.allow_loss,
@@ -215,6 +228,8 @@ def _default_row(book: PriceBook, at: Instant) -> Row:
         "model": None,
         "customer": None,
         "customer_id": None,
+        "plan": None,
+        "plan_id": None,
         "margin": str(book.default_margin),
         "floor": None,
         "allow_loss": False,
@@ -245,9 +260,11 @@ def explain_margin(
     with session.database.reading() as conn:
         buyer = None if customer is None else find_customer(conn, customer)
         book = versions.load_book(conn, default_margin=settings.default_margin, currency=settings.currency)
+        names = names_of(conn)
     if as_of is not None:
         book = book.as_of(parse_instant(as_of, session.now))
     customer_id = None if buyer is None else buyer.id
+    plan_id = book.buyer(customer_id, at).plan_id
     reasons = [_reason_row(reason) for reason in book.explain(model, customer_id, at)]
     if form == "csv":
         emit("csv", reasons, REASON_COLUMNS)
@@ -261,6 +278,7 @@ def explain_margin(
         "model": model,
         "customer": None if buyer is None else buyer.name,
         "customer_id": customer_id,
+        "plan": None if plan_id is None else names[plan_id],
         "at": instant_text(at),
         "margin": quote.margin,
         "margin_rule": quote.margin_rule_id,

@@ -15,7 +15,7 @@ from billing.cli.output import Row, emit, emit_one, listing
 from billing.cli.scenario import explaining
 from billing.clock import Instant, instant_text, parse_instant
 from billing.errors import RefusedError, UsageError
-from billing.ledger import accounts, rule_sets, versions
+from billing.ledger import rule_sets, versions
 from billing.ledger.database import Connection
 from billing.ledger.rule_sets import Order
 from billing.money import parse_amount
@@ -28,7 +28,7 @@ from billing.reports import simulation
 from billing.reports.simulation import Line
 from billing.reports.usage import whole_hours
 
-CHANGE_COLUMNS = ("change", "scope", "model", "customer", "effective_from", "before", "after")
+CHANGE_COLUMNS = ("change", "scope", "model", "plan", "customer", "effective_from", "before", "after")
 EFFECT_COLUMNS = (
     "customer",
     "requests",
@@ -60,7 +60,7 @@ def export(session: Session, at_text: str, as_of: str | None) -> None:
     at = parse_instant(at_text, session.now)
     with session.database.reading() as conn:
         book = _load(session, conn)
-        names = accounts.customer_names(conn)
+        names = options.names_of(conn)
     if as_of is not None:
         book = book.as_of(parse_instant(as_of, session.now))
     entries = [
@@ -70,6 +70,7 @@ def export(session: Session, at_text: str, as_of: str | None) -> None:
             names[scope.customer_id] if scope.customer_id else None,
             says.allow_loss,
             says.floor,
+            names[scope.plan_id] if scope.plan_id else None,
         )
         for scope, says in change.rule_set(book, at).items()
     ]
@@ -83,6 +84,7 @@ def export(session: Session, at_text: str, as_of: str | None) -> None:
 @click.argument("file", type=_FILE, required=False)
 @click.option("--margin", "margin_text", metavar="MARGIN", help="Instead of a file: set this one rule.")
 @click.option("--model", metavar="MODEL", help="The rule is only for this model.")
+@click.option("--plan", "plan_name", metavar="NAME|ID", help="The rule is only for the customers of this plan.")
 @click.option("--customer", metavar="NAME|ID", help="The rule is only for this customer.")
 @click.option("--floor", "floor_text", metavar="MARGIN", help="The rule's floor.")
 @_AT
@@ -101,6 +103,7 @@ def plan(
     *,
     margin_text: str | None,
     model: str | None,
+    plan_name: str | None,
     customer: str | None,
     floor_text: str | None,
     at_text: str,
@@ -126,7 +129,7 @@ def plan(
         else:
             chosen = parse_margin(margin_text or "", allow_loss=allow_loss, force=force)
             least = None if floor_text is None else parse_margin(floor_text, force=force)
-            one = _wanted(conn, [Entry(chosen, model, customer, allow_loss, least)])
+            one = _wanted(conn, [Entry(chosen, model, customer, allow_loss, least, plan_name)])
             wanted = {**change.rule_set(book, at), **one}
         found = change.changes(book, wanted, at)
         refused = _refused(book, found, at, session.now, backdate=backdate)
@@ -137,7 +140,7 @@ def plan(
         )
         first = parse_instant(since, session.now)
         lines = simulation.load(conn, whole_hours(first, session.now, None), after)
-        names = accounts.customer_names(conn)
+        names = options.names_of(conn)
     _show_plan(found, lines, _floors(after, at, names), names, after, at, limit, refused, form)
     if refused is not None:
         raise RefusedError(refused)
@@ -210,6 +213,7 @@ def _change_rows(found: Sequence[Change], names: Mapping[str, str]) -> list[Row]
             "change": each.kind.value,
             "scope": str(each.scope),
             "model": each.scope.model,
+            "plan": names[each.scope.plan_id] if each.scope.plan_id else None,
             "customer": names[each.scope.customer_id] if each.scope.customer_id else None,
             "effective_from": instant_text(each.effective_from),
             "before": text(each.before),
@@ -323,7 +327,7 @@ def _order(
 def _put_in_force(session: Session, conn: Connection, wanted: RuleSet, order: Order) -> list[Row]:
     settings = session.config.billing
     found = rule_sets.apply(conn, wanted, order, default_margin=settings.default_margin, currency=settings.currency)
-    return _change_rows(found, accounts.customer_names(conn))
+    return _change_rows(found, options.names_of(conn))
 
 
 def _show_changes(rows: Sequence[Row], form: str) -> None:

@@ -8,10 +8,11 @@ import click
 
 from billing.clock import Instant
 from billing.errors import UsageError
-from billing.ledger.accounts import find_customer
+from billing.ledger import accounts, plans
 from billing.ledger.database import Connection
 from billing.pricing import publish, rate_card
 from billing.pricing.margins import MarginRule, Scope
+from billing.pricing.plans import stand_in
 from billing.pricing.rate_card import Card, Entry
 
 CARD_BYTES_MAX = 2**20
@@ -37,11 +38,24 @@ def read_card(file: Path, *, force: bool = False) -> Card:
         raise UsageError(f"{file}: {error}") from None
 
 
-def scope_of(conn: Connection, entry: Entry) -> Scope:
-    """Return whom an entry is for. Raises UsageError for a model's name, NotFoundError for a customer."""
-    if entry.model is not None:
-        publish.check_model_name(entry.model)
-    return Scope(entry.model, None if entry.customer is None else find_customer(conn, entry.customer).id)
+def scope_of(conn: Connection, model: str | None, customer: str | None, plan: str | None) -> Scope:
+    """Return whom a rule is for, who is named by name or id. Raises UsageError, NotFoundError."""
+    if model is not None:
+        publish.check_model_name(model)
+    if customer is not None and plan is not None:
+        raise UsageError("a margin is for a customer or for a plan, not for both; a customer's own margin wins anyway")
+    customer_id = None if customer is None else accounts.find_customer(conn, customer).id
+    return Scope(model, customer_id, None if plan is None else plans.find(conn, plan).id)
+
+
+def names_of(conn: Connection) -> dict[str, str]:
+    """Return what people call every customer, every plan, and whoever stands for a plan's customers, by id."""
+    named = plans.names(conn)
+    return {
+        **accounts.customer_names(conn),
+        **named,
+        **{stand_in(plan_id): f"plan {name}" for plan_id, name in named.items()},
+    }
 
 
 def rules_of(conn: Connection, entries: Mapping[str, Entry], at: Instant) -> tuple[MarginRule, ...]:
@@ -51,7 +65,7 @@ def rules_of(conn: Connection, entries: Mapping[str, Entry], at: Instant) -> tup
     """
     rules: dict[Scope, MarginRule] = {}
     for rule_id, entry in entries.items():
-        scope = scope_of(conn, entry)
+        scope = scope_of(conn, entry.model, entry.customer, entry.plan)
         if scope in rules:
             raise UsageError(f"the rate card has two tables for {entry.subject}; keep one")
         rules[scope] = MarginRule(rule_id, scope, entry.margin, entry.allow_loss, at, at, entry.floor)

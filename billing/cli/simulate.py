@@ -24,6 +24,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--margin", "margin_text", metavar="MARGIN", help="30% on the cost, or margin:40% of the price.")
 @click.option("--model", metavar="MODEL", help="The margin is only for this model.")
+@click.option("--plan", metavar="NAME|ID", help="The margin is only for the customers of this plan.")
 @click.option("--customer", metavar="NAME|ID", help="The margin is only for this customer.")
 @click.option("--file", "card_file", type=_FILE, help="A rate card (`weir margin export`): its rules and no others.")
 @click.option("--cost-file", type=_FILE, help="Other costs: [[cost]] tables with model, input, output, … in TOML.")
@@ -39,6 +40,7 @@ def simulate(
     *,
     margin_text: str | None,
     model: str | None,
+    plan: str | None,
     customer: str | None,
     card_file: Path | None,
     cost_file: Path | None,
@@ -56,8 +58,8 @@ def simulate(
     hours count. Nothing is changed.
     """
     groups = _groups(by)
-    if margin_text is None and (model or customer):
-        raise UsageError("--model and --customer say whom --margin is for; give it, too")
+    if margin_text is None and (model or plan or customer):
+        raise UsageError("--model, --plan and --customer say whom --margin is for; give it, too")
     if margin_text is not None and card_file is not None:
         raise UsageError("--margin and --file both say the margins; give one")
     card = Card() if card_file is None else options.read_card(card_file, force=force)
@@ -69,7 +71,7 @@ def simulate(
         book = _book(session, conn)
         if margin_text is not None:
             chosen = parse_margin(margin_text, allow_loss=allow_loss, force=force)
-            entry = Entry(chosen, model, customer, allow_loss)
+            entry = Entry(chosen, model, customer, allow_loss, plan=plan)
             rules = options.rules_of(conn, {"simulated": entry}, session.now)
             book = scenario.with_margins(book, rules, is_complete=False)
         elif card_file is not None:

@@ -125,6 +125,26 @@ cost_rates = Table(
     sqlite_strict=True,
 )
 
+plans = Table(
+    "plans",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("created_at", BIG, nullable=False),
+    sqlite_strict=True,
+)
+
+plan_assignments = Table(
+    "plan_assignments",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("customer_id", ID, ForeignKey("customers.id"), nullable=False, index=True),
+    Column("plan_id", ID, ForeignKey("plans.id")),
+    Column("effective_from", BIG, nullable=False),
+    Column("recorded_at", BIG, nullable=False),
+    sqlite_strict=True,
+)
+
 margin_rules = Table(
     "margin_rules",
     metadata,
@@ -138,6 +158,7 @@ margin_rules = Table(
     Column("recorded_at", BIG, nullable=False),
     Column("floor_kind", Text),
     Column("floor_ppm", BIG),
+    Column("plan_id", ID),
     CheckConstraint("kind IN ('markup', 'margin', 'none')", name="known_kind"),
     CheckConstraint("floor_kind IN ('markup', 'margin')", name="known_floor"),
     sqlite_strict=True,

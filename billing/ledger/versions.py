@@ -18,6 +18,7 @@ from billing.money import amount_number, rate_text
 from billing.pricing import publish
 from billing.pricing.book import PriceBook
 from billing.pricing.margins import Margin, MarginKind, MarginRule, Scope, parse_margin
+from billing.pricing.plans import Assignment
 from billing.pricing.quote import UNITS, Quote, UnitPrices
 from billing.pricing.rates import CostRate, version_at
 
@@ -33,7 +34,9 @@ def load_book(conn: sa.Connection, *, default_margin: str, currency: str) -> Pri
         raise ConfigError(f"billing.default_margin: {error}") from None
     rates = conn.execute(sa.select(schema.cost_rates).order_by(schema.cost_rates.c.id))
     rules = conn.execute(sa.select(schema.margin_rules).order_by(schema.margin_rules.c.id))
-    return PriceBook(map(_cost_rate, rates), map(_margin_rule, rules), default, currency)
+    assigned = conn.execute(sa.select(schema.plan_assignments).order_by(schema.plan_assignments.c.id))
+    assignments = (Assignment(*row) for row in assigned)
+    return PriceBook(map(_cost_rate, rates), map(_margin_rule, rules), default, currency, assignments)
 
 
 def append_cost_rate(
@@ -104,6 +107,7 @@ def insert_margin_rule(conn: sa.Connection, rule: MarginRule, *, actor: str, rea
         "scope": str(rule.scope),
         "model": rule.scope.model,
         "customer_id": rule.scope.customer_id,
+        "plan_id": rule.scope.plan_id,
         "margin": None if rule.margin is None else str(rule.margin),
         "floor": None if rule.floor is None else str(rule.floor),
         "allow_loss": rule.allow_loss,
@@ -123,14 +127,6 @@ def _refuse_empty_removal(book: PriceBook, rule: MarginRule) -> None:
         raise NotFoundError(
             f"the {rule.scope} scope has no margin rule at {when}; see `weir margin list`, or give --from"
         )
-
-
-def customer_names(conn: sa.Connection) -> dict[str, str]:
-    """Return the names of the customers that have a margin of their own at some time, by id."""
-    named = sa.select(schema.customers.c.id, schema.customers.c.name).where(
-        schema.customers.c.id.in_(sa.select(schema.margin_rules.c.customer_id))
-    )
-    return {row.id: row.name for row in conn.execute(named)}
 
 
 def store_quote(conn: sa.Connection, quote: Quote) -> None:
@@ -193,7 +189,7 @@ def _cost_row(rate: CostRate) -> dict[str, Any]:
 def _margin_rule(row: sa.Row[Any]) -> MarginRule:
     return MarginRule(
         id=row.id,
-        scope=Scope(row.model, row.customer_id),
+        scope=Scope(row.model, row.customer_id, row.plan_id),
         margin=None if row.kind == _NO_MARGIN else Margin(MarginKind(row.kind), row.share_ppm),
         allow_loss=bool(row.allow_loss),
         effective_from=row.effective_from,
@@ -207,6 +203,7 @@ def _margin_row(rule: MarginRule) -> dict[str, Any]:
         "id": rule.id,
         "model": rule.scope.model,
         "customer_id": rule.scope.customer_id,
+        "plan_id": rule.scope.plan_id,
         "kind": _NO_MARGIN if rule.margin is None else rule.margin.kind.value,
         "share_ppm": 0 if rule.margin is None else rule.margin.share_ppm,
         "allow_loss": int(rule.allow_loss),

@@ -15,11 +15,14 @@ from typing import TypeVar
 from billing.clock import Instant
 from billing.limits import QUOTE_CACHE_ENTRIES_MAX
 from billing.pricing import margins
-from billing.pricing.margins import Margin, MarginRule, Reason, Scope
+from billing.pricing.margins import Buyer, Margin, MarginRule, Reason, Scope
+from billing.pricing.plans import Assignment, plan_of_stand_in, stand_in
 from billing.pricing.quote import Quote
 from billing.pricing.rates import CostRate, in_order, next_start, version_at
 
 FOREVER = Instant(2**63 - 1)
+
+Timed = CostRate | MarginRule | Assignment
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
@@ -28,7 +31,10 @@ _V = TypeVar("_V")
 class PriceBook:
     """An immutable snapshot of every cost rate and margin rule, in one currency."""
 
-    __slots__ = ("_held", "_rates", "_rules", "cost_rates", "currency", "default_margin", "margin_rules")
+    __slots__ = (
+        *("_assigned", "_held", "_rates", "_rules", "assignments"),
+        *("cost_rates", "currency", "default_margin", "margin_rules"),
+    )
 
     def __init__(
         self,
@@ -36,6 +42,7 @@ class PriceBook:
         margin_rules: Iterable[MarginRule],
         default_margin: Margin,
         currency: str,
+        assignments: Iterable[Assignment] = (),
     ) -> None:
         self.cost_rates = in_order(cost_rates)
         self.margin_rules = in_order(margin_rules)
@@ -43,6 +50,8 @@ class PriceBook:
         self.currency = currency
         self._rates = _grouped((rate.model, rate) for rate in self.cost_rates)
         self._rules = _grouped((rule.scope, rule) for rule in self.margin_rules)
+        self.assignments = in_order(assignments)
+        self._assigned = _grouped((each.customer_id, each) for each in self.assignments)
         self._held: dict[tuple[str, str | None], tuple[Quote, Instant, Instant]] = {}
 
     def quote(self, model: str, customer_id: str | None, at: Instant) -> Quote | None:
@@ -60,7 +69,7 @@ class PriceBook:
         quote = self.resolve(model, customer_id, at)
         if quote is None or quote.units_beyond_limit():
             return None
-        since = max(_started(self._timelines(model, customer_id), at))
+        since = max(_started(self._timelines(model, customer_id, at), at))
         until = self._next_start(model, customer_id, at)
         if len(self._held) >= QUOTE_CACHE_ENTRIES_MAX:
             self._held.clear()
@@ -89,7 +98,17 @@ class PriceBook:
 
     def winner(self, model: str, customer_id: str | None, at: Instant) -> MarginRule | None:
         """Return the margin rule that decides at an instant, or None while the default margin does."""
-        return margins.winner(self._rules, model, customer_id, at)
+        return margins.winner(self._rules, model, self.buyer(customer_id, at), at)
+
+    def buyer(self, customer_id: str | None, at: Instant) -> Buyer:
+        """Return the customer with the plan that it is on at an instant (`plans.stand_in` has one always)."""
+        if customer_id is None:
+            return Buyer()
+        plan_id = plan_of_stand_in(customer_id)
+        if plan_id is not None:
+            return Buyer(None, plan_id)
+        assigned = version_at(self._assigned.get(customer_id, ()), at)
+        return Buyer(customer_id, None if assigned is None else assigned.plan_id)
 
     def margin(self, model: str, customer_id: str | None, at: Instant) -> Margin:
         """Return the margin that holds at an instant."""
@@ -104,7 +123,7 @@ class PriceBook:
         """Return the rule that decides (None: the default), which is the winner or that of a higher floor."""
         rule = self.winner(model, customer_id, at)
         margin = self.default_margin if rule is None or rule.margin is None else rule.margin
-        lifting = margins.highest_floor(self._rules, model, customer_id, at)
+        lifting = margins.highest_floor(self._rules, model, self.buyer(customer_id, at), at)
         if lifting is not None and lifting.floor is not None and margin.is_below(lifting.floor):
             return lifting, lifting.floor
         return rule, margin
@@ -123,15 +142,18 @@ class PriceBook:
 
     def explain(self, model: str, customer_id: str | None, at: Instant) -> tuple[Reason, ...]:
         """Return every margin rule that could apply and why it won or lost, the most specific first."""
-        return margins.explain(self._rules, self.default_margin, model, customer_id, at)
+        return margins.explain(self._rules, self.default_margin, model, self.buyer(customer_id, at), at)
 
     def models(self) -> tuple[str, ...]:
         """Return the models that have a cost at some time, sorted."""
         return tuple(sorted(self._rates))
 
     def customers_with_rules(self) -> tuple[str, ...]:
-        """Return the ids of customers that have a margin of their own at some time, sorted."""
-        return tuple(sorted({scope.customer_id for scope in self._rules if scope.customer_id is not None}))
+        """Return who has a margin of its own at some time, sorted: customers' ids, and a stand-in for each plan."""
+        customers = {scope.customer_id for scope in self._rules if scope.customer_id is not None}
+        return tuple(
+            sorted(customers | {stand_in(scope.plan_id) for scope in self._rules if scope.plan_id is not None})
+        )
 
     def versions_of_cost(self, model: str) -> tuple[CostRate, ...]:
         """Return all costs of a model in order."""
@@ -153,19 +175,24 @@ class PriceBook:
         """Return the book as it was believed at an instant: with what had been recorded by then."""
         rates = (rate for rate in self.cost_rates if rate.recorded_at <= recorded)
         rules = (rule for rule in self.margin_rules if rule.recorded_at <= recorded)
-        return PriceBook(rates, rules, self.default_margin, self.currency)
+        assigned = (each for each in self.assignments if each.recorded_at <= recorded)
+        return PriceBook(rates, rules, self.default_margin, self.currency, assigned)
 
     def scopes(self) -> tuple[Scope, ...]:
-        """Return every scope that has a rule at some time: global first, then by customer and model."""
-        return tuple(sorted(self._rules, key=lambda scope: (scope.customer_id or "", scope.model or "")))
+        """Return every scope that has a rule at some time: global and models first, then plans, then customers."""
+        return tuple(sorted(self._rules, key=_scope_order))
 
     def with_rates(self, rates: Iterable[CostRate]) -> "PriceBook":
         """Return a book with these rates and no others."""
-        return PriceBook(rates, self.margin_rules, self.default_margin, self.currency)
+        return PriceBook(rates, self.margin_rules, self.default_margin, self.currency, self.assignments)
 
     def with_rules(self, rules: Iterable[MarginRule]) -> "PriceBook":
         """Return a book with these rules and no others."""
-        return PriceBook(self.cost_rates, rules, self.default_margin, self.currency)
+        return PriceBook(self.cost_rates, rules, self.default_margin, self.currency, self.assignments)
+
+    def with_assignments(self, assignments: Iterable[Assignment]) -> "PriceBook":
+        """Return a book with these assignments of plans and no others."""
+        return PriceBook(self.cost_rates, self.margin_rules, self.default_margin, self.currency, assignments)
 
     def starts(self, model: str, customer_id: str | None, after: Instant) -> Iterator[Instant]:
         """Give each later instant at which a version that matters to model and customer begins, in order."""
@@ -175,16 +202,21 @@ class PriceBook:
             start = self._next_start(model, customer_id, start)
 
     def _next_start(self, model: str, customer_id: str | None, at: Instant) -> Instant | None:
-        timelines = self._timelines(model, customer_id)
+        timelines = self._timelines(model, customer_id, at)
         return min((start for line in timelines if (start := next_start(line, at)) is not None), default=None)
 
-    def _timelines(self, model: str, customer_id: str | None) -> tuple[Sequence[CostRate | MarginRule], ...]:
-        """Return every list of versions that can change the quote."""
-        rules = (self._rules.get(scope, ()) for scope in margins.scopes_for(model, customer_id))
-        return self._rates.get(model, ()), *rules
+    def _timelines(self, model: str, customer_id: str | None, at: Instant) -> tuple[Sequence[Timed], ...]:
+        """Return every list of versions that can change the quote until the customer changes plans, and after it."""
+        scopes = margins.scopes_for(model, self.buyer(customer_id, at))
+        assigned = self._assigned.get(customer_id or "", ())
+        return self._rates.get(model, ()), assigned, *(self._rules.get(scope, ()) for scope in scopes)
 
 
-def _started(timelines: Iterable[Sequence[CostRate | MarginRule]], at: Instant) -> Iterator[Instant]:
+def _scope_order(scope: Scope) -> tuple[str, str, str]:
+    return scope.customer_id or "", scope.plan_id or "", scope.model or ""
+
+
+def _started(timelines: Iterable[Sequence[Timed]], at: Instant) -> Iterator[Instant]:
     """Give the start of the version in force at an instant in each list that has one."""
     for line in timelines:
         version = version_at(line, at)

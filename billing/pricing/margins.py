@@ -6,7 +6,7 @@ a margin, made by `margin remove`, makes its scope silent from its instant on. W
 default margin of the configuration holds. A rule may have a floor: then nothing under its scope is sold at a lower
 margin, by whatever rule.
 
-A new scope (plans) is one field of `Scope` and one line of `scopes_for`; nothing else knows the order.
+A new scope is one field of `Scope` and one line of `scopes_for`; nothing else knows the order.
 """
 
 import re
@@ -73,14 +73,19 @@ class Margin:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """To whom a rule applies: a model, a customer, both, or (neither) everything."""
+    """To whom a rule applies: a model, a customer or the customers of a plan, either with a model, or everything."""
 
     model: str | None = None
     customer_id: str | None = None
+    plan_id: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a scope of a customer and a plan: it would say something else whenever the customer changes plans."""
+        assert self.customer_id is None or self.plan_id is None, "a rule is for a customer, or for a plan"
 
     def __str__(self) -> str:
-        """Name the kind of scope: "global", "model", "customer", "customer+model"."""
-        parts = [("customer", self.customer_id), ("model", self.model)]
+        """Name the kind of scope: "global", "model", "plan", "plan+model", "customer", "customer+model"."""
+        parts = [("customer", self.customer_id), ("plan", self.plan_id), ("model", self.model)]
         return "+".join(name for name, value in parts if value is not None) or "global"
 
 
@@ -172,26 +177,37 @@ def is_exact(cost: int, margin: Margin) -> bool:
     return cost * numerator % denominator == 0
 
 
-def scopes_for(model: str, customer_id: str | None) -> tuple[Scope, ...]:
+@dataclass(frozen=True, slots=True)
+class Buyer:
+    """For whom a price is asked: a customer (None: one without rules) and the plan that it is on at the time."""
+
+    customer_id: str | None = None
+    plan_id: str | None = None
+
+
+def scopes_for(model: str, buyer: Buyer) -> tuple[Scope, ...]:
     """Return the scopes that a request falls under, the most specific first."""
-    if customer_id is None:
-        return Scope(model=model), Scope()
-    return Scope(model, customer_id), Scope(customer_id=customer_id), Scope(model=model), Scope()
+    scopes = [Scope(model=model), Scope()]
+    if buyer.plan_id is not None:
+        scopes = [Scope(model, plan_id=buyer.plan_id), Scope(plan_id=buyer.plan_id), *scopes]
+    if buyer.customer_id is not None:
+        scopes = [Scope(model, buyer.customer_id), Scope(customer_id=buyer.customer_id), *scopes]
+    return tuple(scopes)
 
 
-def winner(rules: RulesByScope, model: str, customer_id: str | None, at: Instant) -> MarginRule | None:
+def winner(rules: RulesByScope, model: str, buyer: Buyer, at: Instant) -> MarginRule | None:
     """Return the rule in force with the most specific scope, or None if the default margin holds."""
-    for scope in scopes_for(model, customer_id):
+    for scope in scopes_for(model, buyer):
         rule = version_at(rules.get(scope, ()), at)
         if rule is not None and rule.margin is not None:
             return rule
     return None
 
 
-def highest_floor(rules: RulesByScope, model: str, customer_id: str | None, at: Instant) -> MarginRule | None:
+def highest_floor(rules: RulesByScope, model: str, buyer: Buyer, at: Instant) -> MarginRule | None:
     """Return the rule in force whose floor is the highest among those that a request falls under; None without any."""
     found: MarginRule | None = None
-    for scope in scopes_for(model, customer_id):
+    for scope in scopes_for(model, buyer):
         rule = version_at(rules.get(scope, ()), at)
         if rule is None or rule.floor is None or rule.margin is None:
             continue
@@ -220,16 +236,14 @@ class Reason:
     because: str
 
 
-def explain(
-    rules: RulesByScope, default_margin: Margin, model: str, customer_id: str | None, at: Instant
-) -> tuple[Reason, ...]:
+def explain(rules: RulesByScope, default_margin: Margin, model: str, buyer: Buyer, at: Instant) -> tuple[Reason, ...]:
     """Return every rule that could apply: most specific scope first, newest first in it, the default last."""
-    won = winner(rules, model, customer_id, at)
+    won = winner(rules, model, buyer, at)
     margin = default_margin if won is None or won.margin is None else won.margin
-    lifted = _lifted(margin, highest_floor(rules, model, customer_id, at))
+    lifted = _lifted(margin, highest_floor(rules, model, buyer, at))
     reasons = [
         _reason(rules[scope], rule, won, at, lifted)
-        for scope in scopes_for(model, customer_id)
+        for scope in scopes_for(model, buyer)
         for rule in reversed(rules.get(scope, ()))
     ]
     if won is None:

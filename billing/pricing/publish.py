@@ -27,6 +27,7 @@ from billing.money import (
 )
 from billing.pricing.book import PriceBook
 from billing.pricing.margins import Scope
+from billing.pricing.plans import stand_in
 
 Pair = tuple[str, str | None]
 """A model, and a customer (None: one without rules of its own)."""
@@ -118,13 +119,15 @@ def affected_by_rule(book: PriceBook, scope: Scope) -> list[Pair]:
     it wins for those without rules of their own, and at the same price.
     """
     models = book.models() if scope.model is None else (scope.model,)
-    return [(model, scope.customer_id) for model in models]
+    buyer = scope.customer_id if scope.plan_id is None else stand_in(scope.plan_id)
+    return [(model, buyer) for model in models]
 
 
 def affected_by_floor(book: PriceBook, scope: Scope) -> list[Pair]:
     """List whose price can follow from a floor of this scope: also those with more specific rules."""
     models = book.models() if scope.model is None else (scope.model,)
-    buyers = (None, *book.customers_with_rules()) if scope.customer_id is None else (scope.customer_id,)
+    is_of_one = scope.customer_id is not None
+    buyers = (scope.customer_id,) if is_of_one else (None, *book.customers_with_rules())
     return [(model, customer_id) for model in models for customer_id in buyers]
 
 

@@ -29,7 +29,7 @@ from billing.pricing import publish
 from billing.pricing.margins import Margin, parse_margin
 from billing.pricing.rates import CostRate
 
-MARGIN_KEYS = ("model", "customer", "margin", "floor", "allow_loss")
+MARGIN_KEYS = ("model", "plan", "customer", "margin", "floor", "allow_loss")
 COST_KEYS = ("model", "input", "cached_input", "output", "reasoning", "request")
 TABLES = ("margin", "cost")
 
@@ -43,11 +43,12 @@ class Entry:
     customer: str | None = None
     allow_loss: bool = False
     floor: Margin | None = None
+    plan: str | None = None
 
     @property
     def subject(self) -> str:
         """Say whom the rule is for."""
-        parts = [("customer", self.customer), ("model", self.model)]
+        parts = [("customer", self.customer), ("plan", self.plan), ("model", self.model)]
         return " ".join(f"{name} {value!r}" for name, value in parts if value is not None) or "all"
 
 
@@ -70,7 +71,7 @@ def parse(text: str, *, force: bool = False) -> Card:
         raise UsageError(f"the rate card is no TOML: {error}") from None
     _refuse_unknown("the rate card", raw, TABLES)
     entries = tuple(_entry(table, where, force=force) for where, table in _tables(raw, "margin"))
-    _refuse_repeated((entry.model, entry.customer, entry.subject) for entry in entries)
+    _refuse_repeated(((entry.model, entry.plan), entry.customer, entry.subject) for entry in entries)
     costs = tuple(_cost(table, where, force=force) for where, table in _tables(raw, "cost"))
     _refuse_repeated((rate.model, None, f"the cost of {rate.model!r}") for rate in costs)
     return Card(entries, costs)
@@ -81,7 +82,9 @@ def render(entries: Iterable[Entry], header: str) -> str:
     blocks = ["\n".join(f"# {line}" for line in header.splitlines())]
     for entry in entries:
         lines = ["[[margin]]"]
-        lines += [f"{name} = {_quoted(value)}" for name in ("customer", "model") if (value := getattr(entry, name))]
+        lines += [
+            f"{name} = {_quoted(value)}" for name in ("customer", "plan", "model") if (value := getattr(entry, name))
+        ]
         lines.append(f"margin = {_quoted(str(entry.margin))}")
         lines += [f"floor = {_quoted(str(entry.floor))}"] if entry.floor is not None else []
         lines += ["allow_loss = true"] if entry.allow_loss else []
@@ -141,7 +144,10 @@ def _entry(table: Mapping[str, object], where: str, *, force: bool) -> Entry:
     chosen = parse_margin(margin, allow_loss=allow_loss, force=force)
     floor = _text(table, "floor", where)
     least = None if floor is None else parse_margin(floor, force=force)
-    return Entry(chosen, model, _text(table, "customer", where), allow_loss, least)
+    customer, plan = _text(table, "customer", where), _text(table, "plan", where)
+    if customer is not None and plan is not None:
+        raise UsageError(f"{where} names a customer and a plan; a rule is for one of them")
+    return Entry(chosen, model, customer, allow_loss, least, plan)
 
 
 def _cost(table: Mapping[str, object], where: str, *, force: bool) -> CostRate:

@@ -79,6 +79,7 @@ def with_costs(book: PriceBook, rates: Iterable[CostRate]) -> PriceBook:
 def starts_between(book: PriceBook, first: Instant, last: Instant) -> tuple[Instant, ...]:
     """Return the instants after `first` and up to `last` at which any version of the book begins, in order."""
     starts = {rate.effective_from for rate in book.cost_rates} | {rule.effective_from for rule in book.margin_rules}
+    starts |= {assigned.effective_from for assigned in book.assignments}
     return tuple(sorted(start for start in starts if first < start <= last))
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from billing.clock import Instant
 from billing.errors import ConfigError, NotFoundError, RefusedError, UsageError
-from billing.ledger import accounts, epoch, migrate, schema, versions
+from billing.ledger import accounts, epoch, migrate, plans, schema, versions
 from billing.ledger.database import Database
 from billing.limits import MARGIN_PPM_MAX, RATE_PICO_MAX, REQUEST_FEE_PICO_MAX
 from billing.money import Pico, PicoPerToken
@@ -249,14 +249,18 @@ def test_changes_follow_one_another(database: Database) -> None:
     assert loaded(database).margin_rules == ()
 
 
-def test_the_names_of_customers_with_rules_are_known(database: Database) -> None:
-    """For listings; others are not loaded."""
+def test_assignments_are_loaded_with_the_book_and_tell_the_plan_of_an_instant(database: Database) -> None:
+    """A plan's rule wins from the assignment on, and ends with it."""
     acme = customer_id(database, "acme")
-    customer_id(database, "beta")
-    append_rule(database, replace(margin_rule("x/m", "5%", "2026-03-01"), scope=Scope("m", acme)))
+    with database.writing() as conn:
+        gold = plans.add(conn, "gold", NOW, "test")
+        plans.assign(conn, acme, gold, Instant(NOW + 10), NOW, "test")
+        plans.assign(conn, acme, None, Instant(NOW + 20), NOW, "test")
+    append_rule(database, MarginRule("margin_9", Scope(plan_id=gold.id), Margin(MarginKind.MARKUP, 1), False, NOW, NOW))
 
-    with database.reading() as conn:
-        assert versions.customer_names(conn) == {acme: "acme"}
+    book = loaded(database)
+    assert [book.buyer(acme, Instant(NOW + at)).plan_id for at in (9, 10, 19, 20)] == [None, gold.id, gold.id, None]
+    assert [str(book.margin("m", acme, Instant(NOW + at))) for at in (9, 10, 20)] == ["30%", "0.0001%", "30%"]
 
 
 @pytest.mark.parametrize("default", ["30", "-5%", "margin:100%", "5000%"])

@@ -20,6 +20,7 @@ from billing.money import Pico, PicoPerToken
 from billing.pricing import scenario
 from billing.pricing.book import PriceBook
 from billing.pricing.margins import Margin, MarginKind, MarginRule, Scope
+from billing.pricing.plans import Assignment
 from billing.pricing.rates import CostRate
 from billing.pricing.scenario import Money
 from billing.reports import simulation
@@ -39,7 +40,10 @@ margins = st.one_of(
     st.integers(-900_000, 10_000_000).map(lambda ppm: Margin(MarginKind.MARKUP, ppm)),
     st.integers(-900_000, 900_000).map(lambda ppm: Margin(MarginKind.MARGIN, ppm)),
 )
-scopes = st.builds(Scope, st.none() | st.sampled_from(MODELS), st.none() | st.sampled_from(CUSTOMERS))
+scopes = st.one_of(
+    st.builds(Scope, st.none() | st.sampled_from(MODELS), st.none() | st.sampled_from(CUSTOMERS)),
+    st.builds(lambda model, plan: Scope(model, plan_id=plan), st.none() | st.sampled_from(MODELS), st.just("plan_a")),
+)
 
 
 @st.composite
@@ -67,10 +71,19 @@ def rules(draw: st.DrawFn) -> MarginRule:
 
 
 @st.composite
+def assignments(draw: st.DrawFn) -> Assignment:
+    """A customer joins the plan, or leaves it, among the events."""
+    plan_id = draw(st.sampled_from(["plan_a", None]))
+    number = draw(st.integers(0, 10**9))
+    return Assignment(f"as_{number}", draw(st.sampled_from(CUSTOMERS)), plan_id, draw(instants), Instant(0))
+
+
+@st.composite
 def books(draw: st.DrawFn) -> PriceBook:
     """Any price book."""
     default = Margin(MarginKind.MARKUP, 300_000)
-    return PriceBook(draw(st.lists(cost_rates(), max_size=6)), draw(st.lists(rules(), max_size=6)), default, "usd")
+    costs, margins_ = draw(st.lists(cost_rates(), max_size=6)), draw(st.lists(rules(), max_size=6))
+    return PriceBook(costs, margins_, default, "usd", draw(st.lists(assignments(), max_size=4)))
 
 
 @st.composite
@@ -190,7 +203,7 @@ def test_rollups_and_events_tell_the_same(database: Database, made: list[UsageEv
     """Where no version begins in the history: a start that changes nothing sends the question to the events."""
     fill(database, made)
     always = scenario.with_margins(book, [], is_complete=True)
-    always = scenario.with_costs(always, {rate.model: rate for rate in book.cost_rates}.values())
+    always = scenario.with_costs(always, {rate.model: rate for rate in book.cost_rates}.values()).with_assignments(())
     with database.reading() as conn:
         span = history.extent(conn, Selection())
         assert span is not None
