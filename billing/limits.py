@@ -53,6 +53,12 @@ STREAM_EVENT_BYTES_MAX = 16 * 2**20
 HEADER_BYTES_MAX = 64 * 2**10
 """All header lines of one request or response."""
 
+HEADS_KEPT_MAX = 1_024
+"""Request heads that a worker knows again; above it, it starts over."""
+
+HEAD_BYTES_KEPT_MAX = 4 * 2**10
+"""A longer head is parsed each time."""
+
 STRIPE_UNITS_PER_EVENT_MAX = 10**15 - 1
 """Stripe takes at most 15 significant digits in a meter event's value (changelog 2026-04-22.dahlia)."""
 

@@ -5,7 +5,7 @@ many requests share one fsync. While the database is away events go to the spool
 recorded is not released; and as long as nothing can be recorded, new requests are refused (`is_failing`), since what
 they would be given could never be billed.
 
-Idle, an event is handed over at once; under load the hand-over lingers one millisecond, because waking a thread for
+Idle, an event is handed over at once; under load the hand-over lingers two milliseconds, because waking a thread for
 each event costs more than SQLite does (24 against 18 µs, measured in facts/performance.md).
 """
 
@@ -31,7 +31,7 @@ from billing.limits import RECORD_BATCH_ROWS_MAX, RECORD_QUEUE_ROWS_MAX, TOKENS_
 from billing.pricing.quote import Quote
 from billing.usage import Anomaly, Usage, UsageEvent, provable
 
-LINGER_S = 0.001
+LINGER_S = 0.002
 LINGER_FROM_ROWS = 4
 RETRY_FOR_S = 8.0
 SPOOL_AFTER_S = 0.5

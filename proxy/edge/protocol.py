@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from billing import ids
 from billing.limits import HEADER_BYTES_MAX
+from proxy.edge.heads import Head, Heads
 from proxy.edge.turn import Turn
 from proxy.meter import endpoints
 from proxy.relay.refusals import Refusal
@@ -25,6 +26,7 @@ from proxy.relay.services import Services
 
 log = logging.getLogger("weir.edge")
 
+_HEADS = Heads()
 _ENDPOINT_BYTES = {endpoint.encode(): endpoint for endpoint in endpoints.ALL}
 _NOT_HTTP = Refusal("invalid_request", "this is not a valid HTTP/1.1 request")
 
@@ -224,6 +226,13 @@ class GatewayProtocol(HttpToolsProtocol):
         `_unseen_bytes` counts what the parser has taken without telling us of it: a field, a target or an extension
         without end, which it would collect for ever.
         """
+        is_start = not self._is_receiving and self._is_free
+        if is_start:
+            found = _HEADS.find(data, self.services.body_bytes_max)
+            if found is not None:
+                self._take_known(*found)
+                return
+        read = data
         self._unseen_bytes += len(data)
         try:
             while data:
@@ -243,6 +252,27 @@ class GatewayProtocol(HttpToolsProtocol):
             self.idle_since = self.loop.time()
             if self._unseen_bytes > 2 * HEADER_BYTES_MAX:
                 self._refuse()
+        elif is_start:
+            self._learn_head(read)
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether the next byte begins a request that may be answered at once."""
+        cycle = self.cycle
+        return (cycle is None or cycle.response_complete) and not self.pipeline and not self._is_over
+
+    def _take_known(self, head: Head, body: bytes) -> None:
+        """Run a request whose head was parsed before; the parser, which is between two messages, never sees it."""
+        turn = Turn(self, self.services, head.endpoint, head.headers, keep_alive=head.keep_alive, has_chunks=True)
+        turn.known(head.secret, body)
+        self.cycle = turn  # type: ignore[assignment]
+        self._start(turn)
+
+    def _learn_head(self, read: bytes) -> None:
+        """Remember the head of the one request that this read was, if it was a customer's."""
+        turn = self.cycle
+        if isinstance(turn, Turn) and turn.is_plain and not self.pipeline:
+            _HEADS.learn(read, Head(turn.endpoint, self.headers, turn.secret, turn.keep_alive))
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """Return the request again as if it asked for no other protocol, which a server may ignore (RFC 9110 §7.8).

@@ -53,22 +53,23 @@ class Turn:
         "_is_begun",
         "_is_waiting",
         "_refusal",
-        "_secret",
         "_services",
         "_wire",
         "disconnected",
+        "endpoint",
         "exchange",
         "has_chunks",
         "is_whole",
         "keep_alive",
         "response_complete",
+        "secret",
     )
 
     def __init__(
         self,
         wire: Wire,
         services: Services,
-        exchange_path: str,
+        endpoint: str,
         headers: Headers,
         *,
         keep_alive: bool,
@@ -83,13 +84,14 @@ class Turn:
         self._is_waiting = False
         self._expects_continue = False
         self._refusal: Refusal | None = None
-        self._secret = b""
+        self.secret = b""
+        self.endpoint = endpoint
         self.keep_alive = keep_alive
         self.has_chunks = has_chunks
         self.is_whole = False
         self.response_complete = False
         self.disconnected = False
-        self.exchange = Exchange(services, self, exchange_path, headers)
+        self.exchange = Exchange(services, self, endpoint, headers)
 
     @property
     def message_event(self) -> "Turn":
@@ -109,7 +111,7 @@ class Turn:
         if key is None or not key.startswith(b"wk_"):
             self.reject(BAD_KEY)
             return
-        self._secret = ids.key_hash(key)
+        self.secret = ids.key_hash(key)
         for name, value in headers:
             if name == b"content-length" and int(value) > self._bytes_max:
                 self.reject(_too_large(self._bytes_max))
@@ -118,6 +120,18 @@ class Turn:
                 self._expects_continue = self.has_chunks
         if self._is_begun:
             self._find_key()
+
+    def known(self, secret: bytes, body: bytes) -> None:
+        """Take a whole request whose head is known: there is nothing in it to look at."""
+        self.secret = secret
+        self._body.append(body)
+        self.is_whole = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the request came whole with a customer's key, and nothing in its head asked for more than usual."""
+        is_usual = self.is_whole and self.has_chunks and self._refusal is None and not self._expects_continue
+        return is_usual and self._services.directory.snapshot.principals.get(self.secret) is not None
 
     def body(self, data: bytes) -> None:
         """Take a part of the body."""
@@ -146,19 +160,19 @@ class Turn:
             self.exchange.pause()
         if self._refusal is not None:
             self.reject(self._refusal)
-        elif self._secret:
+        elif self.secret:
             self._find_key()
 
     def _find_key(self) -> None:
         """Judge the key before the body is read: at once if it is known here, else when the database has told."""
         principals = self._services.directory.snapshot.principals
-        if self._secret in principals:
-            self._judge(principals[self._secret])
+        if self.secret in principals:
+            self._judge(principals[self.secret])
             return
         self._is_waiting = True
         self._wire.flow.pause_reading()
         loop = self._services.loop
-        future = loop.run_in_executor(None, self._services.directory.lookup, self._secret)
+        future = loop.run_in_executor(None, self._services.directory.lookup, self.secret)
         future.add_done_callback(self._found)
 
     def _found(self, future: "asyncio.Future[Principal | None]") -> None:
@@ -188,8 +202,8 @@ class Turn:
         if self.response_complete or not self._is_begun or self._is_waiting:
             return
         principals = self._services.directory.snapshot.principals
-        if self._secret in principals:
-            self._admit(principals[self._secret])
+        if self.secret in principals:
+            self._admit(principals[self.secret])
         else:  # the ledger's epoch advanced while the body came
             self._find_key()
 
