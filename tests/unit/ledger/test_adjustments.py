@@ -13,7 +13,7 @@ from billing import clock, ids
 from billing.clock import HOUR_US, Instant
 from billing.credit.holds import Part
 from billing.errors import NotFoundError, RefusedError
-from billing.ledger import adjustments, charges, credit, events, leases, schema, versions
+from billing.ledger import adjustments, charges, credit, events, leases, proof, schema, versions
 from billing.ledger.adjustments import Adjusted, Choice, Order, Prices
 from billing.ledger.charges import Charge
 from billing.money import Pico
@@ -34,9 +34,11 @@ ORDER = Order("run", "refund", "our mistake", "cli:anna", LATER, USD)
 
 @pytest.fixture
 def bench(database_url: str) -> Iterator[CreditBench]:
-    """A bench on each engine."""
+    """A bench on each engine; at its end every audit of the ledger must hold."""
     with credit_bench(database_url) as made:
         yield made
+        with made.database.reading() as conn:
+            assert list(proof.run(conn)) == []
 
 
 def recorded(bench: CreditBench, *, is_prepaid: bool = False, **given: Any) -> UsageEvent:
