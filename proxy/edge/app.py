@@ -19,20 +19,18 @@ from billing.config import Config
 from billing.errors import DatabaseAwayError
 from billing.ledger.accounts import Principal
 from billing.ledger.database import Database
-from billing.money import rate_text
 from billing.stripe_sync import webhook
-from proxy.admit.decide import refuse_key
+from proxy.edge import self_service
+from proxy.edge.caller import caller, refused
 from proxy.edge.metrics import exposition
-from proxy.relay.headers import credential
-from proxy.relay.refusals import Refusal, retry_after
+from proxy.edge.self_service import unit_prices
+from proxy.relay.refusals import Refusal
 from proxy.relay.services import Services
-from proxy.relay.shapes import error_body
 
 _BEARABLE = ("database", "spool")
 """What may be wrong while postpaid customers are served all the same."""
 
 WEBHOOK_BYTES_MAX = 1024 * 1024
-_AWAY = Refusal("recording_unavailable", "this key can not be checked now; try again", headers=(retry_after(1),))
 
 
 def build(config: Config, database: Database, services: Services, wake_jobs: Callable[[], None]) -> FastAPI:
@@ -40,6 +38,7 @@ def build(config: Config, database: Database, services: Services, wake_jobs: Cal
     app = FastAPI(title="Weir", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _add_health(app, database, services)
     _add_models(app, services)
+    self_service.add(app, config, database, services)
     _add_webhook(app, config, database, wake_jobs)
 
     @app.exception_handler(HTTPException)
@@ -51,13 +50,6 @@ def build(config: Config, database: Database, services: Services, wake_jobs: Cal
         return refused(request.url.path, Refusal(code, text, headers=headers))
 
     return app
-
-
-def refused(path: str, refusal: Refusal) -> Response:
-    """Answer with an error of Weir's own."""
-    headers = {name.decode(): value.decode() for name, value in refusal.headers}
-    headers["x-request-id"] = ids.uuid7()
-    return Response(error_body(refusal, path), refusal.status, headers, "application/json")
 
 
 def _add_health(app: FastAPI, database: Database, services: Services) -> None:
@@ -88,19 +80,9 @@ def _add_health(app: FastAPI, database: Database, services: Services) -> None:
 
 
 def _add_models(app: FastAPI, services: Services) -> None:
-    async def principal(request: Request) -> Principal | Refusal:
-        key = credential(request.headers.raw)
-        secret = ids.key_hash(key or b"")
-        principals = services.directory.snapshot.principals
-        try:
-            found = principals[secret] if secret in principals else await _looked_up(services, secret)
-        except DatabaseAwayError:
-            return _AWAY
-        return refuse_key(found, clock.now()) or _known(found)
-
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        who = await principal(request)
+        who = await caller(services, request)
         if isinstance(who, Refusal):
             return refused(request.url.path, who)
         data = [_model(services, who, name) for name in _visible(services, who)]
@@ -108,22 +90,13 @@ def _add_models(app: FastAPI, services: Services) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> Response:
-        who = await principal(request)
+        who = await caller(services, request)
         if isinstance(who, Refusal):
             return refused(request.url.path, who)
         if name not in _visible(services, who):
             text = f"the model {name!r} does not exist for this key"
             return refused(request.url.path, Refusal("model_not_found", text, "model"))
         return JSONResponse(_model(services, who, name), headers={"x-request-id": ids.uuid7()})
-
-
-async def _looked_up(services: Services, secret: bytes) -> Principal | None:
-    return await run_in_threadpool(services.directory.lookup, secret)
-
-
-def _known(principal: Principal | None) -> Principal:
-    assert principal is not None, "refused otherwise"
-    return principal
 
 
 def _visible(services: Services, principal: Principal) -> list[str]:
@@ -135,15 +108,7 @@ def _model(services: Services, principal: Principal, name: str) -> dict[str, obj
     entry: dict[str, object] = {"id": name, "object": "model", "created": 0, "owned_by": "weir"}
     quote = services.directory.snapshot.book.quote(name, principal.customer_id, clock.now())
     if quote is not None:
-        price = quote.price
-        entry["pricing"] = {
-            "currency": quote.currency,
-            "unit": "1M tokens",
-            "input": rate_text(price.input),
-            "cached_input": rate_text(price.cached_input),
-            "output": rate_text(price.output),
-            "reasoning": rate_text(price.reasoning),
-        }
+        entry["pricing"] = {"currency": quote.currency, **unit_prices(quote.price)}
     return entry
 
 

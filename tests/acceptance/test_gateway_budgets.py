@@ -190,6 +190,7 @@ def test_workers_share_one_budget(fake: FakeUpstream, tmp_path: Path, database_u
 def test_a_killed_gateways_holds_are_free_again(gateway: Gateway, fake: FakeUpstream) -> None:
     """What was running is held until its lease ran out; what was recorded is used."""
     put(gateway, 10**9)
+    gateway.restart()  # so that it knows of it
     paid = ask(gateway, request(gateway.key))
     assert paid.status == 200
     gate = Gate()
