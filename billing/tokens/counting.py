@@ -15,9 +15,8 @@ with `echo` shows its prompt, too, which is not subtracted.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 from billing.tokens.cuts import SEGMENT_CHARS_MAX, last_cut
 from billing.tokens.vocabulary import Vocabulary
@@ -37,12 +36,11 @@ _HEAD_CHARS: Final = 8
 _FOLD_CHARS_MIN: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What one event of a stream adds to one choice. `calls`: tool calls that begin in it; `finish`: its
     finish_reason."""
 
-    index: int
+    choice: int
     reasoning: str = ""
     content: str = ""
     tool: str = ""
@@ -86,9 +84,10 @@ class OutputTally:
 
     def take(self, piece: Piece) -> None:
         """Appends a piece, and ends its choice if it says so."""
-        self.add(piece.index, piece.reasoning, piece.content, piece.tool, calls=piece.calls)
-        if piece.finish:
-            self.finish(piece.index, piece.finish)
+        index, reasoning, content, tool, calls, finish = piece
+        self.add(index, reasoning, content, tool, calls=calls)
+        if finish:
+            self.finish(index, finish)
 
     @property
     def is_empty(self) -> bool:
@@ -195,14 +194,18 @@ def _piece(choice: Mapping[str, object]) -> Piece:
     if not isinstance(delta, dict):
         message = choice.get("message")
         delta = message if isinstance(message, dict) else {}
+    index = index if isinstance(index, int) and 0 <= index < CHOICES_MAX else 0
+    content, finish = delta.get("content"), _string(choice.get("finish_reason"))
+    if isinstance(content, str) and len(delta) == 1 and "text" not in choice:
+        return Piece(index, "", content, "", 0, finish)  # nearly every event of a stream
     functions = list(_functions(delta))
     return Piece(
-        index=index if isinstance(index, int) and 0 <= index < CHOICES_MAX else 0,
+        choice=index,
         reasoning=_string(delta.get("reasoning_content")) or _string(delta.get("reasoning")),
-        content=_content(delta.get("content")) + _string(delta.get("refusal")) + _string(choice.get("text")),
+        content=_content(content) + _string(delta.get("refusal")) + _string(choice.get("text")),
         tool="".join(_string(function.get("name")) + _arguments(function.get("arguments")) for function in functions),
         calls=sum(bool(_string(function.get("name"))) for function in functions),
-        finish=_string(choice.get("finish_reason")),
+        finish=finish,
     )
 
 

@@ -148,7 +148,7 @@ def test_no_chunk_raises(qwen: Vocabulary, chunk: object) -> None:
     """Whatever an upstream sends, there are pieces and a count."""
     found = OutputTally()
     for piece in pieces(chunk):
-        assert 0 <= piece.index < CHOICES_MAX
+        assert 0 <= piece.choice < CHOICES_MAX
         found.take(piece)
     assert found.output_tokens(qwen) >= 0
 
