@@ -31,6 +31,8 @@ from billing.tokens.qwen35 import NAME as BUILT_IN
 from billing.tokens.registry import TokenizerRegistry
 from proxy.admit.directory import Directory
 from proxy.admit.purses import Purses
+from proxy.admit.table import Table
+from proxy.admit.throttle import Throttle
 from proxy.checkpoints import Checkpoints
 from proxy.edge import app as control_plane
 from proxy.edge.protocol import KEEP_ALIVE_S, GatewayProtocol
@@ -66,14 +68,16 @@ def serve(config: Config) -> None:
     database.close()
     registry = _warmed_registry(config)
     workers = config.gateway.workers
+    table = Table(workers)
     with _bound(config, shares_port=workers > 1) as reserved:
         port = reserved.getsockname()[1]
         if workers == 1:
-            _run_worker(config, registry, reserved)
+            _run_worker(config, registry, reserved, table)
         else:  # each has a socket of its own on the one port, so that the kernel spreads the connections
 
-            def run(_index: int) -> None:
-                _run_worker(config, registry, _bound(config, shares_port=True, port=port))
+            def run(index: int) -> None:
+                table.join(index)
+                _run_worker(config, registry, _bound(config, shares_port=True, port=port), table)
 
             Supervisor(workers, run).run()
 
@@ -93,14 +97,16 @@ def _warmed_registry(config: Config) -> TokenizerRegistry:
     return registry
 
 
-def _run_worker(config: Config, registry: TokenizerRegistry, listener: socket.socket) -> None:
+def _run_worker(config: Config, registry: TokenizerRegistry, listener: socket.socket, table: Table) -> None:
     listener.listen(BACKLOG)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, Database(config.database.url), registry, listener))
+        runner.run(_serve(config, Database(config.database.url), registry, listener, table))
 
 
-async def _serve(config: Config, database: Database, registry: TokenizerRegistry, listener: socket.socket) -> None:
-    async with _opened(config, database, registry) as (services, jobs):
+async def _serve(
+    config: Config, database: Database, registry: TokenizerRegistry, listener: socket.socket, table: Table
+) -> None:
+    async with _opened(config, database, registry, table) as (services, jobs):
         GatewayProtocol.services = services
         options = uvicorn.Config(
             control_plane.build(config, database, services, jobs.wake),
@@ -171,11 +177,12 @@ class GracefulServer(uvicorn.Server):
 
 @asynccontextmanager
 async def _opened(
-    config: Config, database: Database, registry: TokenizerRegistry
+    config: Config, database: Database, registry: TokenizerRegistry, table: Table
 ) -> AsyncIterator[tuple[Services, Jobs]]:
     """Open everything of one worker, and close it in reverse."""
     loop = asyncio.get_running_loop()
-    directory = Directory(database, config.billing.default_margin, config.billing.currency)
+    defaults = config.limits.default_rpm, config.limits.default_tpm
+    directory = Directory(database, config.billing.default_margin, config.billing.currency, *defaults)
     shard, spool = os.getpid() % SHARDS, open_spool(Path(config.database.spool))
     hasty = Database(config.database.url, wait_s=1)
     recorder = Recorder(hasty, loop, shard, spool)
@@ -186,7 +193,9 @@ async def _opened(
     purses = Purses(database, loop, config.billing.currency, config.billing.zone)
     terms = Terms(purses, counting, config.limits.default_max_output_tokens, config.billing.timezone)
     days = Days(config.billing.zone)
-    services = Services(loop, directory, catalog, recorder, counting, terms, days, config.gateway.max_body_mb * 2**20)
+    body_bytes_max = config.gateway.max_body_mb * 2**20
+    throttle = Throttle(table)
+    services = Services(loop, directory, catalog, recorder, counting, terms, days, throttle, body_bytes_max)
     services.gauges = jobs.gauges
     auditor = Auditor(counting, database, config.audit.sample_ppm) if config.audit.sample_ppm else None
     services.audit = auditor

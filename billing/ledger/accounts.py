@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -97,13 +97,23 @@ class ApiKey:
     on_disconnect: Disconnect
 
 
+class Rate(NamedTuple):
+    """Limits of a key, or of all keys of a customer together: requests and tokens per minute, requests at a time."""
+
+    owner_id: str
+    rpm: int
+    tpm: int
+    concurrency: int
+    is_customers: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """What a gateway has to know of a key and its customer; `suspension` is the reason if any cause holds.
 
     `purses` are what its requests are held on: a prepaid customer's credit, by the customer's id, and hard budgets;
     None if nothing is held, and no credit pays either. `has_credit`: what there is burns first, prepaid or not.
-    `customer_limits` are those of all its keys together: requests and tokens per minute, requests at a time.
+    `rates` are the limits that its requests fall under, None if there are none.
     """
 
     key_id: str
@@ -122,7 +132,7 @@ class Principal:
     on_disconnect: Disconnect = CANCEL
     has_credit: bool = False
     purses: tuple[str, ...] | None = None
-    customer_limits: tuple[int, int, int] | None = None
+    rates: tuple[Rate, ...] | None = None
 
 
 def add_customer(

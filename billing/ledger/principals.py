@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from billing.disconnect import Disconnect
 from billing.ledger import budgets, schema
-from billing.ledger.accounts import Principal
+from billing.ledger.accounts import Principal, Rate
 
 
 def _query() -> sa.Select[Any]:
@@ -39,11 +39,11 @@ def _query() -> sa.Select[Any]:
 _PRINCIPAL = _query()
 
 
-def load(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
+def load(conn: sa.Connection, secret_sha256_hex: str, default_rpm: int = 0, default_tpm: int = 0) -> Principal | None:
     """Return whom a secret's SHA-256 stands for, None if no key has it: one query, by a unique index.
 
     Where there are budgets, another one tells them. Of several suspensions the oldest gives its reason. Whether the key
-    may act is the caller's decision.
+    may act is the caller's decision. The defaults are for keys without such a limit of their own.
     """
     row = conn.execute(_PRINCIPAL, {"secret": secret_sha256_hex}).one_or_none()
     if row is None:
@@ -51,7 +51,11 @@ def load(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
     applying = budgets.applying(conn, row.customer_id, row.id) if row.has_budget else ()
     purses = [*([row.customer_id] if row.is_prepaid else []), *(each.id for each in applying if not each.is_soft)]
     has_credit = bool(row.is_prepaid) or (row.grants or "[]") != "[]"
-    customer_limits = (row.customer_rpm, row.customer_tpm, row.customer_concurrency)
+    rates = (
+        Rate(row.id, row.rpm or default_rpm, row.tpm or default_tpm, row.concurrency, is_customers=False),
+        Rate(row.customer_id, row.customer_rpm, row.customer_tpm, row.customer_concurrency, is_customers=True),
+    )
+    limiting = tuple(rate for rate in rates if rate.rpm or rate.tpm or rate.concurrency)
     return Principal(
         key_id=row.id,
         customer_id=row.customer_id,
@@ -69,5 +73,5 @@ def load(conn: sa.Connection, secret_sha256_hex: str) -> Principal | None:
         on_disconnect=Disconnect(row.drain_tokens),
         has_credit=has_credit,
         purses=tuple(purses) if purses or has_credit else None,
-        customer_limits=customer_limits if any(customer_limits) else None,
+        rates=limiting or None,
     )

@@ -25,7 +25,6 @@ class Facts(NamedTuple):
     model: str
     is_served: bool
     quote: Quote | None
-    exceeded: Exceeded | None
 
 
 def refuse_key(principal: Principal | None, now: int) -> Refusal | None:
@@ -47,8 +46,6 @@ def refuse(principal: Principal, facts: Facts) -> Refusal | None:
     if facts.quote is None:
         message = f"the model {_shown(facts.model)} has no price yet; the operator must set one"
         return Refusal("model_not_priced", message)
-    if facts.exceeded is not None:
-        return _too_fast(facts.exceeded)
     return None
 
 
@@ -57,7 +54,8 @@ def _shown(model: str) -> str:
     return repr(model if len(model) <= MODEL_NAME_CHARS_MAX else f"{model[:MODEL_NAME_CHARS_MAX]}…")
 
 
-def _too_fast(exceeded: Exceeded) -> Refusal:
+def too_fast(exceeded: Exceeded) -> Refusal:
+    """Refuse what a rate limit does not allow now: asked last, since what is let through is counted."""
     seconds = -(-exceeded.retry_us // 1_000_000)
     headers = [retry_after(seconds)]
     if exceeded.kind != "concurrency":
@@ -67,7 +65,9 @@ def _too_fast(exceeded: Exceeded) -> Refusal:
             (b"x-ratelimit-remaining-" + kind, b"0"),
             (b"x-ratelimit-reset-" + kind, b"%ds" % seconds),
         ]
-        text = f"the limit of {exceeded.limit} {exceeded.kind} per minute is used up; retry in {seconds} s"
+        whose = "this account's limit" if exceeded.is_customers else "the limit"
+        text = f"{whose} of {exceeded.limit} {exceeded.kind} per minute is used up; retry in {seconds} s"
     else:
-        text = f"{exceeded.limit} requests of this key are running already; retry when one has ended"
+        whose = "account" if exceeded.is_customers else "key"
+        text = f"{exceeded.limit} requests of this {whose} are running already; retry when one has ended"
     return Refusal("rate_limit_exceeded", text, headers=tuple(headers))

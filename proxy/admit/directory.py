@@ -18,7 +18,6 @@ from billing.ledger import accounts, epoch, principals, versions
 from billing.ledger.accounts import Principal
 from billing.ledger.database import Database, DatabaseError, is_away
 from billing.pricing.book import PriceBook
-from proxy.admit.limits import Buckets
 
 POLL_INTERVAL_S = 0.25
 KEYS_KEPT_MAX = 100_000
@@ -41,13 +40,15 @@ class Snapshot:
 class Directory:
     """The present snapshot, and the thread that renews it."""
 
-    def __init__(self, database: Database, default_margin: str, currency: str) -> None:
+    def __init__(
+        self, database: Database, default_margin: str, currency: str, default_rpm: int = 0, default_tpm: int = 0
+    ) -> None:
         self._database = database
         self._default_margin = default_margin
         self._currency = currency
+        self._defaults = default_rpm, default_tpm
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="weir-directory", daemon=True)
-        self.buckets: dict[str, Buckets] = {}
         self.is_stale = False
         self._renewed_s = time.monotonic()
         self.snapshot = self._load(())
@@ -69,7 +70,7 @@ class Directory:
         snapshot = self.snapshot
         try:
             with self._database.reading() as conn:
-                found = principals.load(conn, secret.hex())
+                found = principals.load(conn, secret.hex(), *self._defaults)
         except DatabaseError as error:
             if not is_away(error):
                 raise
@@ -83,20 +84,13 @@ class Directory:
         """Return how long ago the ledger was last seen, at a time of the monotonic clock."""
         return now_s - self._renewed_s
 
-    def buckets_of(self, key_id: str) -> Buckets:
-        """Return what a key has used of its limits on this worker."""
-        found = self.buckets.get(key_id)
-        if found is None:
-            found = self.buckets[key_id] = Buckets()
-        return found
-
     def _load(self, known: tuple[bytes, ...]) -> Snapshot:
         with self._database.reading() as conn:
             number = epoch.current(conn)
             book = versions.load_book(conn, default_margin=self._default_margin, currency=self._currency)
             newest = [bytes.fromhex(text) for text in accounts.usable_secrets(conn, KEYS_RELOADED_MAX)]
             wanted = islice(dict.fromkeys((*known, *newest)), KEYS_RELOADED_MAX)
-            found = {secret: principals.load(conn, secret.hex()) for secret in wanted}
+            found = {secret: principals.load(conn, secret.hex(), *self._defaults) for secret in wanted}
         return Snapshot(number, book, found)
 
     def _poll(self) -> None:

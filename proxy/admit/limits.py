@@ -10,6 +10,7 @@ In microseconds the share of one request would be rounded, and 70,000 a minute l
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from billing.clock import MINUTE_US
 
@@ -26,13 +27,28 @@ class Buckets:
     in_flight: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Exceeded:
+class Exceeded(NamedTuple):
     """A limit that is used up: which, its size per minute, and in how many microseconds a retry can pass."""
 
     kind: str
     limit: int
     retry_us: int
+    is_customers: bool = False
+
+
+class Kept(NamedTuple):
+    """What is left of one limit; `reset_us` until all of it is there again. The tightest is the least."""
+
+    remaining: int
+    limit: int
+    reset_us: int
+
+
+class Left(NamedTuple):
+    """What is left of a key's or a customer's limits per minute; None where there is none."""
+
+    requests: Kept | None
+    tokens: Kept | None
 
 
 def check(buckets: Buckets, rpm: int, tpm: int, concurrency: int, now: int) -> Exceeded | None:
@@ -48,6 +64,18 @@ def check(buckets: Buckets, rpm: int, tpm: int, concurrency: int, now: int) -> E
         if wait >= 0:
             return Exceeded("tokens", tpm, wait // _FINE + 1)
     return None
+
+
+def left(buckets: Buckets, rpm: int, tpm: int, now: int) -> Left:
+    """Return what is left at `now`, in microseconds, in whole requests and tokens."""
+    return Left(_kept(buckets.requests_until, rpm, now), _kept(buckets.tokens_until, tpm, now))
+
+
+def _kept(until: int, limit: int, now: int) -> Kept | None:
+    if not limit:
+        return None
+    used = max(0, until - now * _FINE)
+    return Kept(max(0, _MINUTE - used) // max(1, _MINUTE // limit), limit, -(-used // _FINE))
 
 
 def take_request(buckets: Buckets, rpm: int, now: int) -> None:

@@ -11,7 +11,9 @@ import logging
 from billing import clock
 from billing.ledger.accounts import Principal
 from billing.limits import RESPONSE_BODY_BYTES_MAX
-from proxy.admit import decide, limits
+from proxy.admit import decide
+from proxy.admit.limits import Exceeded
+from proxy.admit.throttle import Rates
 from proxy.meter import choose, endpoints
 from proxy.meter.framing import StreamError
 from proxy.meter.steps import Settle
@@ -89,15 +91,19 @@ class Exchange(Settlement):
     def _decide(self, principal: Principal, ask: requests.Ask, now: clock.Instant) -> Refusal | None:
         directory = self._services.directory
         self._quote = directory.snapshot.book.quote(ask.model, principal.customer_id, now)
-        buckets = directory.buckets_of(principal.key_id)
-        exceeded = limits.check(buckets, principal.rpm, principal.tpm, principal.concurrency, now)
         is_served = self._services.catalog.serves(ask.model)
-        refusal = decide.refuse(principal, decide.Facts(ask.model, is_served, self._quote, exceeded))
+        refusal = decide.refuse(principal, decide.Facts(ask.model, is_served, self._quote))
         if refusal is not None:
             return refusal
         if self._path in endpoints.OLLAMA and not self._services.catalog.serves(ask.model, self._path):
             return Refusal("not_found", f"no model server of {ask.model!r} serves this path")
-        limits.take_request(buckets, principal.rpm, now)
+        return None if principal.rates is None else self._throttled(principal.rates)
+
+    def _throttled(self, rates: Rates) -> Refusal | None:
+        admitted = self._services.throttle.admit(rates)
+        if isinstance(admitted, Exceeded):
+            return decide.too_fast(admitted)
+        self._limit_lines = admitted
         return None
 
     def _dial(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from billing.usage import UsageEvent
 from proxy.admit.directory import Directory
+from proxy.admit.throttle import Throttle
 from proxy.relay.catalog import Catalog
 from proxy.relay.refusals import Refusal, retry_after
 from proxy.settle import Days, Recorder
@@ -37,6 +38,7 @@ class Services:
     counting: "Counting"
     terms: "Terms"
     days: Days
+    throttle: Throttle
     body_bytes_max: int
     exchanges: "set[Exchange]" = field(default_factory=set)
     checkpointed: set[str] = field(default_factory=set)

@@ -14,7 +14,6 @@ from billing.money import Pico, amount_number, amount_text, shortest
 from billing.pricing.quote import Quote
 from billing.tokens.counting import OutputTally
 from billing.usage import Anomaly, CountSource, Outcome, Usage, UsageEvent
-from proxy.admit import limits
 from proxy.checkpoints import Progress
 from proxy.meter import choose
 from proxy.meter.reading import with_cost
@@ -59,6 +58,7 @@ class Settlement:
         "_has_client",
         "_head_sent",
         "_holding",
+        "_limit_lines",
         "_meter",
         "_outcome",
         "_path",
@@ -83,6 +83,7 @@ class Settlement:
         self._principal: Principal | None = None
         self._quote: Quote | None = None
         self._holding: Holding | None = None
+        self._limit_lines = b""
         self._server: Server | None = None
         self._meter: choose.Meter | None = None
         self._answer_status = 0
@@ -292,7 +293,7 @@ class Settlement:
 
     def _added(self, framing: bytes) -> bytes:
         close = b"" if self._client.keep_alive else b"connection: close\r\n"
-        return b"x-request-id: " + self.request_id.encode() + b"\r\n" + framing + close
+        return b"x-request-id: " + self.request_id.encode() + b"\r\n" + self._limit_lines + framing + close
 
     def _framed(self, data: bytes) -> bytes:
         if not self._client.has_chunks:
@@ -312,9 +313,8 @@ class Settlement:
             return
         exchanges.remove(self)
         assert self._principal is not None, "admitted"
-        buckets = self._services.directory.buckets_of(self._principal.key_id)
-        tpm = self._principal.tpm
-        limits.give_back(buckets, tpm, tokens, clock.now() if tpm else 0)
+        if self._principal.rates is not None:
+            self._services.throttle.end(self._principal.rates, tokens)
         if self._holding is not None:
             self._holding.close()
         self._leave_server()

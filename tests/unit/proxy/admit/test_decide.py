@@ -9,7 +9,7 @@ from billing.clock import SECOND_US
 from billing.limits import MODEL_NAME_CHARS_MAX
 from billing.money import Pico, PicoPerToken
 from billing.pricing.quote import Quote, UnitPrices
-from proxy.admit.decide import BAD_KEY, Facts, refuse, refuse_key
+from proxy.admit.decide import BAD_KEY, Facts, refuse, refuse_key, too_fast
 from proxy.admit.limits import Exceeded
 from proxy.relay.refusals import Refusal
 from tests.unit.proxy.made import principal
@@ -30,11 +30,12 @@ def code(refusal: Refusal | None) -> str | None:
 @pytest.mark.parametrize("faults", list(product((False, True), repeat=len(ORDER))))
 def test_of_several_reasons_the_first_of_the_published_order_is_told(faults: tuple[bool, ...]) -> None:
     """All 32 combinations."""
-    revoked, suspended, unknown, unpriced, too_fast = faults
+    revoked, suspended, unknown, unpriced, is_fast = faults
     who = principal(is_revoked=revoked, suspension="invoice in_1 is unpaid" if suspended else None)
-    facts = Facts("m", not unknown, None if unpriced else QUOTE, EXCEEDED if too_fast else None)
+    facts = Facts("m", not unknown, None if unpriced else QUOTE)
     first = next((one for one, fault in zip(ORDER, faults, strict=True) if fault), None)
-    assert code(refuse_key(who, 0) or refuse(who, facts)) == first
+    refusal = refuse_key(who, 0) or refuse(who, facts) or (too_fast(EXCEEDED) if is_fast else None)
+    assert code(refusal) == first
 
 
 def test_a_key_that_does_not_hold_is_no_key() -> None:
@@ -64,13 +65,13 @@ def test_a_suspension_tells_its_reason() -> None:
 )
 def test_a_model_that_the_key_may_not_use_does_not_exist_for_it(models: frozenset[str] | None, found: bool) -> None:
     """No allowed models is not all models."""
-    assert (refuse(principal(models=models), Facts("m", True, QUOTE, None)) is None) is found
+    assert (refuse(principal(models=models), Facts("m", True, QUOTE)) is None) is found
 
 
 @pytest.mark.parametrize("model", ["x" * 32_000_000, "\x00\x1b[31m\n" * 10_000, "\U0001f600" * MODEL_NAME_CHARS_MAX])
 def test_a_name_of_any_length_is_answered_in_a_few_words(model: str) -> None:
     """A name can be as long as a body, and as odd."""
-    for facts in (Facts(model, False, None, None), Facts(model, True, None, None)):
+    for facts in (Facts(model, False, None), Facts(model, True, None)):
         refused = refuse(principal(), facts)
         assert refused is not None
         body = refused.body("/v1/chat/completions")
@@ -85,8 +86,7 @@ def test_a_name_of_any_length_is_answered_in_a_few_words(model: str) -> None:
 )
 def test_a_limit_tells_when_to_come_back(kind: str, retry_us: int, seconds: int) -> None:
     """Whole seconds, rounded up: a client that waits so long is let in."""
-    refused = refuse(principal(), Facts("m", True, QUOTE, Exceeded(kind, 10, retry_us)))
-    assert refused is not None
+    refused = too_fast(Exceeded(kind, 10, retry_us))
     assert dict(refused.headers) == {
         b"retry-after": b"%d" % seconds,
         b"x-ratelimit-limit-" + kind.encode(): b"10",
@@ -98,7 +98,6 @@ def test_a_limit_tells_when_to_come_back(kind: str, retry_us: int, seconds: int)
 
 def test_too_many_at_once_has_no_window_to_tell_of() -> None:
     """Only when to try again."""
-    refused = refuse(principal(), Facts("m", True, QUOTE, Exceeded("concurrency", 3, SECOND_US)))
-    assert refused is not None
+    refused = too_fast(Exceeded("concurrency", 3, SECOND_US))
     assert refused.headers == ((b"retry-after", b"1"),)
     assert "3 requests" in refused.message
