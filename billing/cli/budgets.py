@@ -80,3 +80,8 @@ def rows(session: Session, conn: Connection, customer_id: str) -> list[Row]:
     found = budgets.of_customer(conn, customer_id)
     states: list[State] = budgets.states(conn, found, session.config.billing.zone, session.now)
     return [standing.row(each, session.config.billing.currency) for each in states]
+
+
+def all_rows(session: Session, conn: Connection) -> dict[str, list[Row]]:
+    """Return the same of all customers that have budgets, by the customer's id."""
+    return {customer_id: rows(session, conn, customer_id) for customer_id in budgets.customers(conn)}

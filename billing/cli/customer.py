@@ -5,9 +5,10 @@ import sys
 import click
 
 from billing.cli.app import Session, pass_session
+from billing.cli.budgets import all_rows as all_budget_rows
 from billing.cli.budgets import apply_budget, budget_options, given_limits, period_span, rate_options
 from billing.cli.budgets import rows as budget_rows
-from billing.cli.output import emit, emit_one, listing
+from billing.cli.output import Row, emit, emit_one, listing
 from billing.clock import Instant, instant_text, parse_instant
 from billing.credit.budget import Span
 from billing.errors import ConfigError, RefusedError, UsageError, WeirError
@@ -59,7 +60,7 @@ def add(
         except WeirError as error:
             again = f"`weir customer link {added.id}` tries again"
             raise WeirError(f"{added.name!r} was added, but not linked to Stripe: {error}; {again}") from error
-    _tell(form, _again(session, added), f"added the customer {added.name!r} ({added.id})")
+    _tell(session, form, _again(session, added), f"added the customer {added.name!r} ({added.id})")
 
 
 @customer.command("list")
@@ -69,7 +70,8 @@ def list_(session: Session, form: str) -> None:
     """List all customers, oldest first."""
     with session.database.reading() as conn:
         found = accounts.list_customers(conn)
-    emit(form, [row(each) for each in found], LIST_COLUMNS, title="customers")
+        standing = all_budget_rows(session, conn) if form == "json" else {}
+    emit(form, [row(each, standing.get(each.id, [])) for each in found], LIST_COLUMNS, title="customers")
 
 
 @customer.command()
@@ -92,7 +94,7 @@ def suspend(session: Session, customer: str, reason: str, form: str) -> None:
         found = accounts.find_customer(conn, customer)
         is_new = accounts.suspend(conn, found.id, Cause.MANUAL, reason, session.now, session.actor)
     sentence = f"suspended {found.name!r}" if is_new else f"{found.name!r} was suspended already"
-    _tell(form, _again(session, found), sentence)
+    _tell(session, form, _again(session, found), sentence)
 
 
 @customer.command()
@@ -118,7 +120,7 @@ def resume(session: Session, customer: str, *, reason: str | None, is_all: bool,
         raise RefusedError(f"{found.name!r} is still suspended ({left}); --all lifts that, too")
     if left:
         click.echo(f"weir: {found.name!r} is still suspended ({left}); --all lifts that, too", err=True)
-    _tell(form, after, f"lifted: {', '.join(lifted)}" if lifted else f"{found.name!r} was not suspended")
+    _tell(session, form, after, f"lifted: {', '.join(lifted)}" if lifted else f"{found.name!r} was not suspended")
 
 
 @customer.command()
@@ -148,7 +150,7 @@ def link(session: Session, customer: str, stripe_customer: str | None, *, yes: b
             raise
         raise WeirError(f"{found.name!r} is linked to nobody now: {error}; try again, or link {replaced}") from error
     after = _again(session, found)
-    _tell(form, after, f"linked {after.name!r} to {after.stripe_customer_id}")
+    _tell(session, form, after, f"linked {after.name!r} to {after.stripe_customer_id}")
 
 
 @customer.command()
@@ -172,7 +174,7 @@ def delete(session: Session, customer: str, *, yes: bool, form: str) -> None:
         closing.settle(session.config, session.database, found)
     with session.database.writing() as conn:
         accounts.mark_deleted(conn, found.id, session.now, session.actor)
-    _tell(form, _again(session, found), f"closed {found.name!r}; {revoked} keys were revoked")
+    _tell(session, form, _again(session, found), f"closed {found.name!r}; {revoked} keys were revoked")
 
 
 @customer.command("set")
@@ -217,12 +219,17 @@ def set_(
 def _show(session: Session, name_or_id: str, form: str) -> None:
     with session.database.reading() as conn:
         found = accounts.find_customer(conn, name_or_id)
+    _print(session, form, found)
+
+
+def _print(session: Session, form: str, found: Customer) -> None:
+    with session.database.reading() as conn:
         budgets = budget_rows(session, conn, found.id)
-    emit_one(form, {**row(found), "budgets": budgets})
+    emit_one(form, row(found, budgets))
 
 
-def row(found: Customer) -> dict[str, object]:
-    """Return a customer as one row."""
+def row(found: Customer, budgets: list[Row]) -> dict[str, object]:
+    """Return a customer as one row, the same from every command; `budgets` say how its own and its keys' stand."""
     return {
         "id": found.id,
         "name": found.name,
@@ -244,6 +251,7 @@ def row(found: Customer) -> dict[str, object]:
         "tpm": found.tpm,
         "concurrency": found.concurrency,
         "created_at": instant_text(found.created_at),
+        "budgets": budgets,
     }
 
 
@@ -261,12 +269,12 @@ def _again(session: Session, known: Customer) -> Customer:
         return accounts.get_customer(conn, known.id)
 
 
-def _tell(form: str, found: Customer, sentence: str) -> None:
+def _tell(session: Session, form: str, found: Customer, sentence: str) -> None:
     """Print the sentence for people, the customer for programs."""
     if form == "table":
         click.echo(sentence)
     else:
-        emit_one(form, row(found))
+        _print(session, form, found)
 
 
 def _require_stripe(session: Session) -> None:

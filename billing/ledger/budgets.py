@@ -103,6 +103,11 @@ def of_customer(conn: sa.Connection, customer_id: str) -> list[Budget]:
     return _found(conn, _BUDGETS.c.customer_id == customer_id)
 
 
+def customers(conn: sa.Connection) -> list[str]:
+    """Return the ids of the customers that have a budget, or whose keys have one."""
+    return list(conn.scalars(sa.select(_BUDGETS.c.customer_id).distinct().order_by(_BUDGETS.c.customer_id)))
+
+
 def applying(conn: sa.Connection, customer_id: str, key_id: str) -> list[Budget]:
     """Return the budgets that a request with this key falls under, in the same order."""
     of_key = sa.or_(_BUDGETS.c.api_key_id.is_(None), _BUDGETS.c.api_key_id == key_id)
