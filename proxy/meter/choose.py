@@ -14,6 +14,7 @@ from proxy.meter import embeddings, endpoints, messages, ollama, responses, whol
 from proxy.meter.flow import CostOf
 from proxy.meter.framing import StreamError
 from proxy.meter.gathered import Gatherer
+from proxy.meter.gathered_typed import MessagesGatherer, ResponsesGatherer
 from proxy.meter.messages import MessagesMeter
 from proxy.meter.ollama import OllamaMeter
 from proxy.meter.responses import ResponsesMeter
@@ -96,8 +97,7 @@ def stream_meter(plan: Plan, content_type: bytes) -> Meter:
     Server-sent events under an `/api` path are a chat of OpenAI's shape: llama.cpp builds that have the path mean that.
     """
     if plan.gathers:
-        is_chat = plan.endpoint == endpoints.CHAT
-        return Gatherer(plan.outputs, is_chat=is_chat, has_stop_texts=plan.has_stop_texts)
+        return _gatherer(plan)
     if plan.endpoint == endpoints.RESPONSES:
         return ResponsesMeter(cost_of=plan.cost_of, has_stop_texts=plan.has_stop_texts)
     if plan.endpoint == endpoints.MESSAGES:
@@ -111,6 +111,15 @@ def stream_meter(plan: Plan, content_type: bytes) -> Meter:
         adds_outputs=plan.reports_each_output,
         has_stop_texts=plan.has_stop_texts,
     )
+
+
+def _gatherer(plan: Plan) -> Meter:
+    if plan.endpoint == endpoints.RESPONSES:
+        return ResponsesGatherer(has_stop_texts=plan.has_stop_texts)
+    if plan.endpoint == endpoints.MESSAGES:
+        return MessagesGatherer(has_stop_texts=plan.has_stop_texts)
+    is_chat = plan.endpoint == endpoints.CHAT
+    return Gatherer(plan.outputs, is_chat=is_chat, has_stop_texts=plan.has_stop_texts)
 
 
 def unnamed_stream(plan: Plan, body: bytes) -> Meter | None:

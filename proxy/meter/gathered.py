@@ -19,7 +19,7 @@ from proxy.meter.steps import Outputs, Settle
 from proxy.meter.stream import StreamMeter
 
 _CHAT_OBJECT = "chat.completion"
-_BROKEN = (
+BROKEN = (
     b'{"error":{"message":"the model server sent what can not be put together",'
     b'"type":"api_error","param":null,"code":"upstream_error"}}'
 )
@@ -94,12 +94,12 @@ class Gatherer:
         self._meter.finish()
         usage = self.known_usage()
         if self._error is not None:
-            return Settle(usage, _written({"error": self._error}), is_error=True)
+            return Settle(usage, written({"error": self._error}), is_error=True)
         if usage is None and not self.is_complete and not self.delivered().finishes:  # it broke off
-            return Settle(None, _BROKEN, is_error=True)
+            return Settle(None, BROKEN, is_error=True)
         answer = self._answer(usage)
-        raw = _written(answer)
-        return Settle(usage, raw, is_error=raw is _BROKEN, reported=answer.get("usage"))
+        raw = written(answer)
+        return Settle(usage, raw, is_error=raw is BROKEN, reported=answer.get("usage"))
 
     def _answer(self, usage: Usage | None) -> dict[str, Any]:
         common = self._common
@@ -212,12 +212,12 @@ class _Call:
         return {"type": "function", "function": function, "id": self._id}
 
 
-def _written(answer: dict[str, Any]) -> bytes:
+def written(answer: dict[str, Any]) -> bytes:
     """Serialise; what an upstream nested deeper than orjson writes (254 levels; it reads 1,024) is an error."""
     try:
         return orjson.dumps(answer)
     except TypeError:
-        return _BROKEN
+        return BROKEN
 
 
 def _append(texts: list[str], text: object) -> None:

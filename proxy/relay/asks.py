@@ -25,6 +25,7 @@ import orjson
 from proxy.meter import endpoints
 from proxy.meter.steps import Outputs
 from proxy.relay import request
+from proxy.relay.gathering import is_same_as_stream
 from proxy.relay.refusals import Refusal
 from proxy.relay.request import Ask, Forwarded
 
@@ -82,7 +83,10 @@ def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forw
         body["store"] = False
     if ask.endpoint in endpoints.OLLAMA:
         body.pop("keep_alive", None)
-    return Forwarded(orjson.dumps(body), hides_usage=False, gathers=False)
+    gathers = reports_each_output and not ask.streams and is_same_as_stream(ask.endpoint, ask.body)
+    if gathers:
+        body["stream"] = True
+    return Forwarded(orjson.dumps(body), hides_usage=False, gathers=gathers)
 
 
 def _check_spelling(body: dict[str, Any]) -> Refusal | None:
