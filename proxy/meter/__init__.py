@@ -8,7 +8,7 @@ end a response are only to be had from `finish`, together with the usage that ha
     reading    usage objects of the OpenAI shape → billing.usage.Usage
     stream     chat and text completions, streamed
     whole      the same, not streamed
-    gathered   a stream gathered into one answer (llama.cpp, not streamed)
+    gathered   a stream gathered into one answer (llama.cpp, not streamed); `gathered_typed`: of the other protocols
 
 Quirks of servers that these normalise (measured: llama.cpp b11549, vLLM 0.32, transformers 5.19; read in source:
 SGLang 0.5.23, Ollama 2026-08):

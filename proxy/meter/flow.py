@@ -55,16 +55,11 @@ class Flow(ABC):
         "_tally",
         "_told",
         "is_complete",
-        "watch",
     )
 
     def __init__(self, *, cost_of: CostOf | None, has_stop_texts: bool, is_lines: bool) -> None:
-        """`is_lines`: newline-delimited JSON, and not server-sent events.
-
-        `watch`, if it is set, is shown each event that was passed on, parsed, once, before `delivered` returns.
-        """
+        """`is_lines`: newline-delimited JSON, and not server-sent events."""
         self.is_complete = False
-        self.watch: Callable[[dict[str, Any], bytes], None] | None = None
         self._framing: Callable[[], Framing] = LineFramer if is_lines else Framer
         self._data_of: Callable[[bytes], bytes] = bytes.strip if is_lines else event_data
         self._boundary = b"\n" if is_lines else b"\n\n"
@@ -145,11 +140,7 @@ class Flow(ABC):
         for event in (*framer.feed(b"".join(kept)), framer.rest()):
             data = self._data_of(event)
             parsed = parsed_object(data) if data.lstrip().startswith(b"{") else None
-            if parsed is None:
-                continue
-            if self.watch is not None:
-                self.watch(parsed, event)
-            for piece in self._pieces(parsed, event):
+            for piece in self._pieces(parsed, event) if parsed is not None else ():
                 self._tally.take(piece)
 
     def finish(self) -> Settle:

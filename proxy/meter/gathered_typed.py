@@ -10,6 +10,7 @@ answer that it sends whole (measured on b11549, read in its source):
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -28,16 +29,15 @@ from proxy.meter.typed import TypedFlow
 
 _RESPONSE: Final = ("completed_at", "created_at", "id", "model", "object", "output", "status", "usage")
 _MESSAGE: Final = ("content", "id", "role", "status", "type")
-_INTEGERS: Final = range(-(2**63), 2**64)
 
 
-class _Gathering(TypedFlow):
+class TypedGatherer(TypedFlow):
     """Bytes of an event stream in, nothing out until `finish`: then the whole answer."""
 
-    __slots__ = ()
-
-    _bytes: int
-    _error: object
+    def __init__(self, *, has_stop_texts: bool = False) -> None:
+        super().__init__(has_stop_texts=has_stop_texts)
+        self._bytes = 0
+        self._error: object = None
 
     def receive(self, data: bytes) -> bytes:
         """Take a read; nothing may be sent yet. Raises StreamError."""
@@ -63,23 +63,20 @@ class _Gathering(TypedFlow):
     def _note(self, parsed: dict[str, Any], event: bytes) -> dict[str, Any] | None:
         reported = super()._note(parsed, event)  # type: ignore[safe-super]  # of the protocol that it is mixed with
         if self._is_error and self._error is None:
-            self._error = parsed.get("error") or mapping(parsed.get("response")).get("error") or parsed
+            response = parsed.get("response")
+            self._error = parsed.get("error") or (parsed if response is None else mapping(response).get("error"))
         return reported
 
+    @abstractmethod
     def _answer(self) -> dict[str, Any]:
         """Return the whole answer, empty if what came can not be one."""
-        raise NotImplementedError
 
 
-class ResponsesGatherer(_Gathering, ResponsesMeter):
+class ResponsesGatherer(TypedGatherer, ResponsesMeter):
     """Gathers `/v1/responses`: its terminal event holds the answer."""
-
-    __slots__ = ("_bytes", "_error", "_response")
 
     def __init__(self, *, has_stop_texts: bool = False) -> None:
         super().__init__(has_stop_texts=has_stop_texts)
-        self._bytes = 0
-        self._error = None
         self._response: dict[str, Any] = {}
 
     def _note(self, parsed: dict[str, Any], event: bytes) -> dict[str, Any] | None:
@@ -97,19 +94,15 @@ class ResponsesGatherer(_Gathering, ResponsesMeter):
         return _ordered({**response, "output": [_item(item) for item in objects(response["output"])]}, _RESPONSE)
 
 
-class MessagesGatherer(_Gathering, MessagesMeter):
+class MessagesGatherer(TypedGatherer, MessagesMeter):
     """Gathers `/v1/messages` from its blocks."""
-
-    __slots__ = ("_bytes", "_calls", "_end", "_error", "_start", "_text", "_thinking")
 
     def __init__(self, *, has_stop_texts: bool = False) -> None:
         super().__init__(has_stop_texts=has_stop_texts)
-        self._bytes = 0
-        self._error = None
         self._start: dict[str, Any] = {}
         self._end: dict[str, Any] = {}
         self._thinking: list[str] = []
-        self._text: list[str] = []
+        self._texts: list[str] = []
         self._calls: list[_Call] = []
 
     def _note(self, parsed: dict[str, Any], event: bytes) -> dict[str, Any] | None:
@@ -124,7 +117,7 @@ class MessagesGatherer(_Gathering, MessagesMeter):
         block, delta, index = mapping(parsed.get("content_block")), mapping(parsed.get("delta")), parsed.get("index")
         for part in (block, delta):
             self._thinking.append(string(part.get("thinking")))
-            self._text.append(string(part.get("text")))
+            self._texts.append(string(part.get("text")))
         if block.get("type") == "tool_use" and not any(call.block.get("id") == block.get("id") for call in self._calls):
             self._calls.append(_Call(block, index))
         arguments = string(delta.get("partial_json"))
@@ -140,7 +133,7 @@ class MessagesGatherer(_Gathering, MessagesMeter):
         blocks: list[dict[str, Any]] = []
         if thinking := "".join(self._thinking):
             blocks.append({"type": "thinking", "thinking": thinking, "signature": ""})
-        if text := "".join(self._text):
+        if text := "".join(self._texts):
             blocks.append({"type": "text", "text": text})
         blocks += [{**call.block, "input": _parsed("".join(call.arguments))} for call in self._calls]
         usage = {**mapping(self._start.get("usage")), **mapping(self._end.get("usage"))}
@@ -173,19 +166,14 @@ def _ordered(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 def _parsed(arguments: str) -> orjson.Fragment:
     """Return a call's arguments as llama.cpp writes them again, `{}` for what is no JSON.
 
-    Not by orjson, which writes an exponent in another way (`1e22` for `1e+22`). Numbers are as wide as llama.cpp's.
+    Not by orjson, which writes an exponent in another way (`1e22` for `1e+22`).
     """
     try:
-        value = json.loads(arguments, parse_int=_integer, parse_constant=_refuse)
+        value = json.loads(arguments, parse_constant=_refuse)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return orjson.Fragment(text.encode())
     except (ValueError, RecursionError):
         return orjson.Fragment(b"{}")
-
-
-def _integer(digits: str) -> int | float:
-    value = int(digits) if len(digits) <= len(str(_INTEGERS.stop)) else None
-    return value if value is not None and value in _INTEGERS else float(digits)
 
 
 def _refuse(constant: str) -> None:

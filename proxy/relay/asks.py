@@ -9,6 +9,8 @@ on; Weir promises that none is kept (I10), and none of its paths could read or d
 customer's, and whose length no one can see in the request. So is `background`: the answer would come before the tokens
 (SGLang, vLLM), and they would be free.
 
+To llama.cpp what is not streamed on `/v1/responses` and `/v1/messages` gets `stream: true` (`gathering`).
+
 `/api`, `keep_alive` is dropped: it loads and unloads models on the operator's server, for all customers.
 
 What is refused everywhere: a field that differs from one that Weir reads in nothing but its case. Go's JSON reader,
@@ -86,6 +88,7 @@ def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forw
     gathers = reports_each_output and not ask.streams and is_same_as_stream(ask.endpoint, ask.body)
     if gathers:
         body["stream"] = True
+        body.pop("stream_options", None)  # it says nothing of a whole answer, and may be of a wrong type
     return Forwarded(orjson.dumps(body), hides_usage=False, gathers=gathers)
 
 

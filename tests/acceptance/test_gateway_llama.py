@@ -375,8 +375,11 @@ LONG_ANSWERS: Final[dict[str, dict[str, Any]]] = {
     COMPLETIONS: {"model": MODEL, "prompt": "Hello", **ENDLESS},
     "/v1/responses": {"model": MODEL, "input": HELLO, "max_output_tokens": 7_000, "ignore_eos": True},
     "/v1/messages": {  # it has no `ignore_eos`: a long tool call keeps the server busy
-        "model": MODEL, "max_tokens": 7_000, "messages": [{"role": "user", "content": HELLO}],
-        "tools": [{"name": "f", "input_schema": LONG_ARGUMENTS}], "tool_choice": {"type": "any"},
+        "model": MODEL,
+        "max_tokens": 7_000,
+        "messages": [{"role": "user", "content": HELLO}],
+        "tools": [{"name": "f", "input_schema": LONG_ARGUMENTS}],
+        "tool_choice": {"type": "any"},
     },
 }
 

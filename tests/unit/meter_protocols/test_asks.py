@@ -221,3 +221,22 @@ def test_deep_bodies_and_big_numbers_do_not_break_the_forwarding() -> None:
 def test_prompt_counters_belong_to_endpoints() -> None:
     """Where servers count a prompt."""
     assert set(PROMPT_COUNTERS) == {endpoints.CHAT, endpoints.RESPONSES, endpoints.MESSAGES}
+
+
+@pytest.mark.parametrize("endpoint", [endpoints.RESPONSES, endpoints.MESSAGES])
+def test_whole_answers_of_llama_cpp_are_gathered_from_a_stream(endpoint: str) -> None:
+    """Those that were not streamed, whatever they say of streams; no other server's, and no path that has no stream."""
+    found = ask(endpoint, input="x", stream=False, stream_options="x")
+    sent = forward(found, "m", reports_each_output=True)
+    assert sent.gathers
+    body = json.loads(sent.raw)
+    assert (body["stream"], "stream_options" in body) == (True, False)
+    assert not forward(found, "m", reports_each_output=False).gathers
+    assert not forward(ask(endpoint, input="x", stream=True), "m", reports_each_output=True).gathers
+
+
+@pytest.mark.parametrize("endpoint", sorted(set(OTHERS) - {endpoints.RESPONSES, endpoints.MESSAGES}))
+def test_other_answers_are_never_gathered(endpoint: str) -> None:
+    sent = forward(ask(endpoint, input="x", stream=False), "m", reports_each_output=True)
+    assert not sent.gathers
+    assert json.loads(sent.raw)["stream"] is False

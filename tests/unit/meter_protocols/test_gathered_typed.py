@@ -7,11 +7,11 @@ import pytest
 
 from billing.limits import RESPONSE_BODY_BYTES_MAX
 from billing.usage import Usage
-from proxy.meter import choose, gathered_typed
+from proxy.meter import choose
 from proxy.meter.endpoints import MESSAGES, RESPONSES
 from proxy.meter.framing import StreamError
 from proxy.meter.gathered import BROKEN
-from proxy.meter.gathered_typed import MessagesGatherer, ResponsesGatherer
+from proxy.meter.gathered_typed import MessagesGatherer, ResponsesGatherer, TypedGatherer
 from proxy.meter.steps import Settle
 
 USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "input_tokens_details": {"cached_tokens": 1}}
@@ -38,7 +38,7 @@ def block(index: int, start: dict[str, Any], *deltas: dict[str, str]) -> bytes:
 def message(*blocks: bytes) -> bytes:
     """A message's events."""
     usage = {"cache_read_input_tokens": 1, "input_tokens": 2, "output_tokens": 0}
-    frame = {"id": "c", "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+    frame: dict[str, Any] = {"id": "c", "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
     ending = event(
         "message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": 2}
     )
@@ -73,11 +73,42 @@ def test_fields_that_are_not_known_stay() -> None:
     assert list(answer["output"][0]) == ["content", "id", "role", "status", "type"]
 
 
-@pytest.mark.parametrize(("text", "given"), [('{"a":"\u00e9"}', {"a": "\u00e9"}), ('{"a":', {}), ("", {})])
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [('{"a":"\u00e9"}', {"a": "\u00e9"}), ('{"a":', {}), ("", {}), ("[NaN]", {}), ("1e999", {}), ("[" * 10**5, {})],
+)
 def test_arguments_that_are_no_json_are_none(text: str, given: dict[str, str]) -> None:
     call = block(0, {"type": "tool_use", "id": "t", "name": "f"}, *({"partial_json": part} for part in text))
     answer = json.loads(gather(MESSAGES, message(call)).raw)
     assert answer["content"] == [{"type": "tool_use", "id": "t", "name": "f", "input": given}]
+
+
+def test_arguments_are_written_as_the_server_does() -> None:
+    """nlohmann's JSON: exponents of two digits with their sign, the last of two equal names."""
+    given = '{ "b": 1e22, "a": [1E-7, 18446744073709551615, -0.0], "b": "\\u00e9\\/" }'
+    call = block(0, {"type": "tool_use", "id": "t", "name": "f"}, *({"partial_json": part} for part in given))
+    written = '"input":{"b":"\u00e9/","a":[1e-07,18446744073709551615,-0.0]}'
+    assert written.encode() in gather(MESSAGES, message(call)).raw
+    numbers = block(0, {"type": "tool_use", "id": "t", "name": "f"}, {"partial_json": "[1e22]"})
+    assert b'"input":[1e+22]' in gather(MESSAGES, message(numbers)).raw
+
+
+def test_blocks_are_told_apart_by_what_they_are() -> None:
+    """llama.cpp numbers a text after a call as it numbered the call, and may begin a block twice (read in source)."""
+    call = block(0, {"type": "tool_use", "id": "t", "name": "f"}, {"partial_json": '{"a":'})
+    again = block(1, {"type": "tool_use", "id": "u", "name": "g"}, {"partial_json": "{}"})
+    rest = block(0, {"type": "tool_use", "id": "t", "name": "f"}, {"partial_json": "1}"})
+    text = block(0, {"type": "text", "text": ""}, {"text": "Hi"}) + block(
+        0, {"type": "text", "text": ""}, {"text": "!"}
+    )
+    thought = block(0, {"type": "thinking", "thinking": ""}, {"thinking": "so"}, {"signature": ""})
+    answer = json.loads(gather(MESSAGES, message(call, text, again, rest, thought)).raw)
+    assert answer["content"] == [
+        {"type": "thinking", "thinking": "so", "signature": ""},
+        {"type": "text", "text": "Hi!"},
+        {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}},
+        {"type": "tool_use", "id": "u", "name": "g", "input": {}},
+    ]
 
 
 @pytest.mark.parametrize("endpoint", [RESPONSES, MESSAGES])
@@ -107,7 +138,7 @@ def test_an_error_within_is_the_answer(endpoint: str, failure: bytes) -> None:
         (MESSAGES, b""),
         (MESSAGES, TEXT + event("message_stop")),
         (MESSAGES, message(TEXT).partition(b"event: message_delta")[0]),
-        (MESSAGES, message(block(0, {"type": "tool_use"}, {"partial_json": "[" * 300 + "]" * 300}))),
+        (MESSAGES, message(TEXT).replace(b'"id": "c"', b'"id": ' + b"[" * 300 + b"]" * 300)),
     ],
 )
 def test_what_can_not_be_put_together_is_an_error(endpoint: str, stream: bytes) -> None:
@@ -116,14 +147,14 @@ def test_what_can_not_be_put_together_is_an_error(endpoint: str, stream: bytes) 
 
 
 def test_foreign_fields_break_nothing() -> None:
-    """An index that is none, a block that never began, a start without a message."""
+    """An index that is none, a block without a start; what was billed is in the answer all the same."""
     odd = [event("content_block_delta", index=9, delta={"text": "x"}), event("content_block_start", index="a")]
     answer = json.loads(gather(MESSAGES, message(*odd, TEXT)).raw)
-    assert [part["text"] for part in answer["content"]] == ["Hi"]
+    assert [part["text"] for part in answer["content"]] == ["xHi"]
 
 
 @pytest.mark.parametrize("kind", [ResponsesGatherer, MessagesGatherer])
-def test_memory_is_bounded(kind: type[gathered_typed.TypedGatherer]) -> None:
+def test_memory_is_bounded(kind: type[TypedGatherer]) -> None:
     gatherer = kind()
     filler = b": " + b"x" * 2**20 + b"\n\n"
     with pytest.raises(StreamError):
