@@ -3,7 +3,7 @@
 Data flow: usage → pricing (pure) → ledger (SQL: events, hourly rollups) → outbox → Stripe, and back
 through webhooks and reconciliation. The map, and what each part may import:
 
-    money, usage, errors, ids, clock, limits   nothing of ours but errors: values and their rules
+    money, usage, errors, ids, clock, calendar, limits   nothing of ours but errors: values and their rules
     config, address                            money, errors
     asking                                     config: short questions to a model server; its certificates
     disconnect                                 errors: what a client's leaving means for its answer
@@ -13,6 +13,7 @@ through webhooks and reconciliation. The map, and what each part may import:
     ledger/                                    pricing and above: the only home of SQL; functions take `conn`
     stripe_sync/                               ledger: the only home of the `stripe` package
     reports/                                   ledger, pricing: read rollups, never events
+    notify/                                    ledger, reports: webhooks to the operator about budgets and balances
     jobs                                       stripe_sync, ledger: background work, one elected worker each
     cli/                                       all of the above
 

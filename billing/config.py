@@ -16,7 +16,9 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from billing import address
-from billing.errors import ConfigError
+from billing.errors import ConfigError, InvalidAmountError
+from billing.money import parse_amount
+from billing.notify.signing import keys
 
 ENV_PREFIX = "WEIR_"
 STRIPE_ENV = {"STRIPE_API_KEY": "api_key", "STRIPE_WEBHOOK_SECRET": "webhook_secret"}
@@ -172,6 +174,39 @@ class Audit(_Section):
         return self.on_mismatch == "clamp"
 
 
+class Notify(_Section):
+    """Where webhooks about budgets and balances go (none without `url`), and below which balance credit is low."""
+
+    url: str = Field(default="", pattern=r"^(https?://\S+)?$", max_length=2000)
+    secret: str = ""
+    low_balance: str = ""
+
+    @field_validator("secret")
+    @classmethod
+    def _is_secret(cls, value: str) -> str:
+        if value:
+            keys(value)
+        return value
+
+    @field_validator("low_balance", mode="before")
+    @classmethod
+    def _is_amount(cls, value: object) -> str:
+        text = str(value).strip()
+        try:
+            is_negative = bool(text) and parse_amount(text) < 0
+        except InvalidAmountError as error:
+            raise ValueError(str(error)) from None
+        if is_negative:
+            raise ValueError("must not be negative")
+        return text
+
+    @model_validator(mode="after")
+    def _is_signed(self) -> Self:
+        if self.url and not self.secret:
+            raise ValueError("url needs secret, too: whsec_ and base64, such as `openssl rand -base64 32` makes")
+        return self
+
+
 class Limits(_Section):
     """What a key without limits of its own may do; 0 means no limit."""
 
@@ -191,6 +226,7 @@ class Config(_Section):
     stripe: Stripe = Stripe()
     dunning: Dunning = Dunning()
     limits: Limits = Limits()
+    notify: Notify = Notify()
     audit: Audit = Audit()
 
     @property

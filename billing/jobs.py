@@ -26,6 +26,7 @@ from billing.errors import RefusedError, WeirError
 from billing.ledger import comparisons, inbox, leases, partitions, stripe_objects
 from billing.ledger.database import Database
 from billing.ledger.stripe_objects import Kind
+from billing.notify import deliver, watch
 from billing.recovery import Recovery
 from billing.stripe_sync import autotopup, process, push, reconcile, refresh, topups, turn
 from billing.stripe_sync.client import connect
@@ -40,6 +41,7 @@ DUNNING_INTERVAL_MS = 60_000
 TOPUPS_INTERVAL_MS = 5_000
 PARTITIONS_INTERVAL_MS = 24 * 3_600_000
 CREDIT_INTERVAL_MS = 30_000
+NOTIFY_INTERVAL_MS = 2_000
 RECONCILE_INTERVAL_MS = 60_000
 """How often it is asked whether a day has passed since the last comparison, and what that one left unexplained."""
 
@@ -57,6 +59,7 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _PARTITIONS_JOB = "partitions"
 _CREDIT_JOB = "credit"
+_NOTIFY_JOB = "notify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,8 @@ class Jobs:
         jobs.append(Job("recovery", RECOVERY_INTERVAL_MS, recovery.run, threading.Event()))
         jobs.append(Job("spool", SPOOL_INTERVAL_MS, self._adopt_spools, threading.Event()))
         jobs.append(Job(_CREDIT_JOB, CREDIT_INTERVAL_MS, self._tidy_credit, threading.Event()))
+        if self._config.notify.url:
+            jobs.append(Job(_NOTIFY_JOB, NOTIFY_INTERVAL_MS, self._notify, threading.Event()))
         if not self._database.is_sqlite:
             jobs.append(Job("partitions", PARTITIONS_INTERVAL_MS, self._make_partitions, threading.Event()))
         return tuple(jobs)
@@ -226,6 +231,13 @@ class Jobs:
     def _adopt_spools(self) -> None:
         """Drain what workers that are gone have left on this host; no election: each spool has one holder."""
         adopt(self._database, Path(self._config.database.spool), os.getpid() % SHARDS, self._now)
+
+    def _notify(self) -> None:
+        """Tell the operator's systems which budgets and balances run low."""
+        with self._database.elected(_NOTIFY_JOB) as is_mine:
+            if is_mine:
+                watch.look(self._config, self._database, self._now())
+                deliver.deliver(self._config, self._database, self._now)
 
     def _make_partitions(self) -> None:
         with self._database.elected(_PARTITIONS_JOB) as is_mine:

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -26,6 +27,7 @@ from billing.errors import ConfigError
 from billing.jobs import SHARDS, Jobs
 from billing.ledger import migrate
 from billing.ledger.database import Database
+from billing.notify import watch
 from billing.tokens.errors import VocabularyError
 from billing.tokens.qwen35 import NAME as BUILT_IN
 from billing.tokens.registry import TokenizerRegistry
@@ -190,7 +192,8 @@ async def _opened(
     catalog = Catalog([_server(upstream, loop) for upstream in config.upstreams])
     discovery = Discovery(catalog, loop.call_soon_threadsafe)
     jobs = Jobs(config, database)
-    purses = Purses(database, loop, config.billing.currency, config.billing.zone)
+    on_refusal = partial(watch.refused, config) if config.notify.url else None
+    purses = Purses(database, loop, config.billing.currency, config.billing.zone, on_refusal=on_refusal)
     terms = Terms(purses, counting, config.limits.default_max_output_tokens, config.billing.timezone)
     days = Days(config.billing.zone)
     body_bytes_max = config.gateway.max_body_mb * 2**20

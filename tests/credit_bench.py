@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from billing import ids
 from billing.clock import SECOND_US, Instant
 from billing.credit.holds import Part
-from billing.ledger import accounts, charges, credit, leases, migrate, proof, schema
+from billing.ledger import accounts, charges, credit, events, leases, migrate, proof, schema
 from billing.ledger.charges import Charge
 from billing.ledger.database import Database
 from billing.ledger.leases import Taken
@@ -70,6 +70,12 @@ class CreditBench:
         """Record a request that costs so much, on these leases; return what was written off."""
         made = self.event(customer_id, amount, **given)
         return self.record(Charge(made, tuple(Part(lease, Pico(share)) for lease, share in parts)))
+
+    def use_plain(self, customer_id: str, amount: int, **given: Any) -> None:
+        """Record a metered request, which no credit pays and no lease covers; it ends in a window of this instant."""
+        made = self.event(customer_id, amount, **{"window_start": self.at, **given})
+        with self.database.writing() as conn:
+            events.append(conn, [made], 0)
 
     def event(self, customer_id: str, amount: int, **given: Any) -> UsageEvent:
         """A request of the customer's, now."""

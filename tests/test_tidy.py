@@ -20,7 +20,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "billing.ids": (),
     "billing.usage": (),
     "billing.address": (),
-    "billing.config": ("billing.address", "billing.errors", "billing.money", "billing.limits"),
+    "billing.config": (
+        *("billing.address", "billing.errors", "billing.money", "billing.limits"),
+        "billing.notify.signing",
+    ),
     "billing.asking": ("billing.address", "billing.config", "billing.errors"),
     "billing.disconnect": ("billing.errors",),
     "billing.tokens": ("billing.tokens", "billing.errors"),
@@ -48,7 +51,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
 PURE = (
     *("billing/money.py", "billing/usage.py", "billing/limits.py", "billing/address.py", "billing/calendar.py"),
     "billing/disconnect.py",
-    *("billing/credit/*.py", "billing/pricing/*.py", "billing/stripe_sync/batches.py", "billing/stripe_sync/retry.py"),
+    *(
+        "billing/credit/*.py",
+        "billing/notify/signing.py",
+        "billing/notify/messages.py",
+        "billing/pricing/*.py",
+        "billing/stripe_sync/batches.py",
+        "billing/stripe_sync/retry.py",
+    ),
     *("billing/stripe_sync/paid_in.py", "billing/stripe_sync/subjects.py", "billing/stripe_sync/minor_units.py"),
     *("billing/stripe_sync/effects.py", "proxy/meter/*.py", "proxy/admit/decide.py", "proxy/admit/limits.py"),
     *("proxy/relay/refusals.py", "proxy/relay/headers.py", "proxy/relay/request.py", "proxy/relay/lifecycle.py"),

@@ -47,6 +47,11 @@ default_margin = "30%"          # on top of cost, while `weir margin set` made n
 [stripe]                        # STRIPE_API_KEY and STRIPE_WEBHOOK_SECRET belong in the environment
 enabled = true
 
+# [notify]                      # webhooks when budgets are half, to 80 % and wholly used, and when credit runs low
+# url = "https://your-host/weir"
+# secret = "whsec_…"            # WEIR_NOTIFY__SECRET; `openssl rand -base64 32` makes one
+# low_balance = 5
+
 [limits]                        # of keys without limits of their own; 0 is none
 default_rpm = 0
 default_tpm = 0

@@ -1,6 +1,6 @@
 """`weir usage`: what was used and what it comes to, by customer, model, key and day."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -8,10 +8,14 @@ import click
 from billing.cli.app import Session, pass_session
 from billing.cli.output import emit, listing
 from billing.clock import Instant, instant_text, parse_instant
-from billing.ledger import accounts
+from billing.ledger import accounts, budgets
+from billing.ledger.budgets import State
 from billing.ledger.totals import Selection
+from billing.reports import standing
 from billing.reports import usage as report
 from billing.reports.usage import DEFAULT_GROUPS, Line
+
+BUDGET_COLUMNS = ("budget", "budget_per", "budget_used_pct")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -56,9 +60,22 @@ def usage(
 ) -> None:
     """Show requests, tokens, what they cost you and what they come to for your customers.
 
-    Whole hours count; days are those of billing.timezone.
+    Whole hours count; days are those of billing.timezone. Budgets are told as they stand now.
     """
     lines, groups, selection, name = load(session, customer, since, until, by)
     currency = session.config.billing.currency
+    whose = [line.total.customer_id or selection.customer_id for line in lines]
+    states = _budgets(session, {each for each in whose if each is not None})
     rows = [report.row(line, groups, currency, name) for line in lines]
-    emit(form, rows, report.columns(groups, ("cost", "amount")), title=title("usage", selection))
+    if states:
+        for row, line, customer_id in zip(rows, lines, whose, strict=True):
+            row.update(standing.columns_of(states, customer_id, line.total.key_id))
+    more = BUDGET_COLUMNS if states else ()
+    emit(form, rows, [*report.columns(groups, ("cost", "amount")), *more], title=title("usage", selection))
+
+
+def _budgets(session: Session, customer_ids: Collection[str]) -> list[State]:
+    """Return how the budgets of these customers stand; those that have none cost nothing."""
+    with session.database.reading() as conn:
+        found = [each for each in budgets.of_all(conn) if each.customer_id in customer_ids]
+        return budgets.states(conn, found, session.config.billing.zone, session.now)

@@ -21,6 +21,7 @@ because nothing may query behind the reader's back, and the hot insert binds a N
     auto_topups whose credit is topped up by itself, and whose card failed
     disputes    disputed payments: what froze whom
     budgets     budgets and credit limits, and what is left of them
+    notifications  webhooks to the operator: what is to be told, and what became of it
     leases      slices of credit and budgets that workers hold
     charges     usage that credit pays for or budgets limit: the event and what it takes from leases, in one transaction
     principals  whom a key stands for, and all that its requests fall under

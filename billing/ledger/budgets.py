@@ -108,6 +108,11 @@ def customers(conn: sa.Connection) -> list[str]:
     return list(conn.scalars(sa.select(_BUDGETS.c.customer_id).distinct().order_by(_BUDGETS.c.customer_id)))
 
 
+def of_all(conn: sa.Connection) -> list[Budget]:
+    """Return all budgets there are."""
+    return _found(conn, sa.true())
+
+
 def applying(conn: sa.Connection, customer_id: str, key_id: str) -> list[Budget]:
     """Return the budgets that a request with this key falls under, in the same order."""
     of_key = sa.or_(_BUDGETS.c.api_key_id.is_(None), _BUDGETS.c.api_key_id == key_id)

@@ -160,3 +160,22 @@ credit_charges = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
+
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("once", ID, nullable=False, unique=True),
+    Column("customer_id", ID, ForeignKey("customers.id"), nullable=False),
+    Column("type", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", BIG, nullable=False),
+    Column("created_at", BIG, nullable=False),
+    Column("next_attempt_at", BIG, nullable=False),
+    Column("settled_at", BIG),
+    Column("last_answer", Text),
+    CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="known_state"),
+    Index("ix_notifications_state", "state", "next_attempt_at"),
+    sqlite_strict=True,
+)

@@ -39,6 +39,7 @@ leases = credit_schema.leases
 topups = credit_schema.topups
 auto_topups = credit_schema.auto_topups
 disputes = credit_schema.disputes
+notifications = credit_schema.notifications
 
 directory_epoch = Table(
     "directory_epoch",

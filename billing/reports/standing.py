@@ -1,5 +1,7 @@
 """How budgets stand, as rows: what they allow, what was used, and when they begin anew."""
 
+from collections.abc import Iterable
+
 from billing.clock import instant_text
 from billing.credit.budget import Span
 from billing.ledger.budgets import State
@@ -26,7 +28,25 @@ def row(of: State, currency: str) -> dict[str, object]:
 
 def used_pct(of: State) -> str:
     """Return how much of a budget is used, in percent with one decimal, rounded down: 100.0 is used up."""
-    if of.budget.amount <= 0:
-        return "100.0"
-    permille = max(0, of.used) * 1_000 // of.budget.amount
+    permille = _permille(of)
     return f"{permille // 10}.{permille % 10}"
+
+
+def _permille(of: State) -> int:
+    return max(0, of.used) * 1_000 // of.budget.amount if of.budget.amount > 0 else 1_000
+
+
+def columns_of(states: Iterable[State], customer_id: str | None, key_id: str | None) -> dict[str, object]:
+    """Return what a line of usage says of budgets: the fullest of the key's, else of the customer's; null if none."""
+    periods = [each for each in states if each.budget.span is not Span.UNPAID]
+    of_key = [each for each in periods if key_id is not None and each.budget.key_id == key_id]
+    of_customer = [each for each in periods if each.budget.key_id is None and each.budget.customer_id == customer_id]
+    found = sorted(of_key or of_customer, key=_permille)
+    if not found:
+        return {"budget": None, "budget_per": None, "budget_used_pct": None}
+    fullest = found[-1]
+    return {
+        "budget": amount_text(fullest.budget.amount),
+        "budget_per": fullest.budget.span.value,
+        "budget_used_pct": used_pct(fullest),
+    }

@@ -106,6 +106,7 @@ class Account:
     short_until_ns: int = 0
     scarce_until_ns: int = 0
     dry_until_ns: int = 0
+    told: Standing | None = None
 
 
 class Purses:
@@ -120,6 +121,7 @@ class Purses:
         now: Clock = clock.now,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         pace: Pace = PACE,
+        on_refusal: Callable[[Connection, str, Instant], None] | None = None,
     ) -> None:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{ids.uuid7()}"
         self._database = database
@@ -129,6 +131,7 @@ class Purses:
         self._now = now
         self._monotonic_ns = monotonic_ns
         self._pace = pace
+        self._on_refusal = on_refusal
         self._accounts: dict[str, Account] = {}
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="weir-credit", daemon=True)
@@ -269,7 +272,17 @@ class Purses:
         if account.short is not standing:
             account.short, account.short_until_ns = standing, now.ns + SHORT_NS
         available = account.purse.free(now)
-        return account.purse.hold_clamped(need, now) or Short(need, standing, available)
+        hold = account.purse.hold_clamped(need, now)
+        if hold is None and standing.limit is not None and standing.balance < need.least:
+            self._tell_refusal(account, standing)
+        return hold or Short(need, standing, available)
+
+    def _tell_refusal(self, account: Account, standing: Standing) -> None:
+        """Have it written down that a budget is used up, and not only held; once for each answer of the ledger."""
+        tell, purse_id = self._on_refusal, account.purse.id
+        if tell is not None and account.told is not standing:
+            account.told = standing
+            self._put(lambda conn, at: tell(conn, purse_id, at), _nothing)
 
     def _tell(self, waiter: Waiter, answer: Answer) -> None:
         try:

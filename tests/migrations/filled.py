@@ -35,6 +35,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("budgets", "span"): "month",
     ("budgets", "amount_pico"): 0,
     ("budgets", "is_soft"): 1,
+    ("notifications", "state"): "delivered",
 }
 ONE_OF_TWO = {("leases", "grant_id")}
 """Columns that may be null only where another one is not."""
