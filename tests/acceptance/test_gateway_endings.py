@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,25 @@ def test_the_prompt_of_a_cut_stream_is_billed_as_its_server_told_it(gateway: Gat
     row = gateway.event(answer.id)
     assert (row["outcome"], row["count_source"]) == ("client_closed", "counted")
     assert (row["input_tokens"], row["cached_input_tokens"], row["output_tokens"]) == (13, 11, 1)
+
+
+@pytest.mark.parametrize("options", [{"stream_options": {"include_usage": True}}, {}], ids=["shown", "hidden"])
+def test_who_leaves_between_the_usage_and_the_end_pays_what_was_reported(
+    gateway: Gateway, fake: FakeUpstream, options: dict[str, Any]
+) -> None:
+    """The server has said how much it was: nothing is counted, whether the client saw the report or not."""
+    before = len(asked(fake))
+    parts = (event(chat_chunk("hi")), event(chat_chunk({}, finish="stop")), event(usage_chunk(70, 3)))
+    script_chat(fake, sse_head(), *parts, chunk(b": after the usage\n\n"), Silence())
+    client = Raw(gateway)
+    client.send(request(gateway.key, body(stream=True, **options)))
+    answer = client.head()
+    client.until(b": after the usage")
+    client.close()
+    assert next_record(fake, before).client_closed.wait(20)
+    row = gateway.event(answer.id)
+    assert (row["outcome"], row["count_source"]) == ("client_closed", "upstream")
+    assert (row["input_tokens"], row["output_tokens"]) == (70, 3)
 
 
 def test_the_first_token_is_the_first_text_and_no_announcement(gateway: Gateway, fake: FakeUpstream) -> None:
