@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat pyproject.toml .ci/requirements.txt .ci/requirements-nodeps.txt | cksum | cut -d' ' -f1)
-WORKERS ?= 2
+WORKERS ?= 4
 
 MINUTES ?= 3
 SEED ?= 1

@@ -323,9 +323,9 @@ def test_a_file_without_a_server_has_an_example_that_works(tmp_path: Path) -> No
     path = tmp_path / "weir.toml"
     path.write_text(init_command.document([], "token"))
     assert load(path, {}).upstreams == ()
-    path.write_text(
-        path.read_text().replace("\n# [[", "\n[[").replace("\n# name", "\nname").replace("\n# url", "\nurl")
-    )
+    example, mark, rest = path.read_text().partition("\n[stripe]")
+    example = example.replace("\n# [[", "\n[[").replace("\n# name", "\nname").replace("\n# url", "\nurl")
+    path.write_text(example + mark + rest)
     assert [upstream.url for upstream in load(path, {}).upstreams] == ["http://127.0.0.1:8080"]
 
 

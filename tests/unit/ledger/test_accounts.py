@@ -234,6 +234,7 @@ def test_a_principal_is_all_that_a_gateway_needs(conn: sa.Connection, acme: Cust
         suspension=None,
         period_start=NOON,
         period_end=LATER,
+        rates=(accounts.Rate(key.id, 60, 1000, 4, is_customers=False),),
     )
     assert key.models == ("a", "b")
 
