@@ -121,11 +121,9 @@ class Flow(ABC):
         return with_cost(event, cost, reported)
 
     def _end_with(self, terminal: bytes, *after: bytes) -> None:
-        """Hold the terminal event and what follows it; their text counts if nothing reports the usage."""
+        """Hold the terminal event and what follows it; a count of the text, for a cut or an audit, reads them, too."""
         self._held = [terminal, *after]
-        usage = self._told.usage if self._told is not None else None
-        if usage is None or not usage.output_tokens:
-            self._keep(b"".join(self._held))
+        self._keep(b"".join(self._held))
 
     def _keep(self, data: bytes) -> None:
         if data:
