@@ -389,6 +389,7 @@ def test_a_plain_answer_that_is_left_stops_on_a_busy_server(
     gateway: Gateway, llama: LlamaServer, path: str, content: dict[str, Any]
 ) -> None:
     """The server itself would go on to the end: it looks for a client only when it has had nothing to say for long."""
+    eventually(lambda: processing(llama) == 0, "what was left before has stopped")
     before = len(gateway.events())
     with Raw(direct(llama)) as other:
         other.send(request(None, body(HELLO, stream=True, **ENDLESS)))

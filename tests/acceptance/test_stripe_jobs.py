@@ -232,7 +232,7 @@ def test_without_stripe_only_the_databases_own_jobs_run(made: Bench) -> None:
     running.start()
     names = {each.name for each in threading.enumerate() if each.name.startswith("weir-")}
     end(running)
-    assert names <= {"weir-partitions", "weir-credit", "weir-recovery"}
+    assert names <= {"weir-partitions", "weir-credit", "weir-recovery", "weir-spool", "weir-notify"}
 
 
 def test_the_months_of_the_events_are_made_ahead(made: Bench) -> None:
