@@ -160,6 +160,7 @@ def _sums(of: Budget, counted: Period, alive_from: int) -> sa.Select[Any]:
         _LEASES.c.closed_at.is_(None),
         _LEASES.c.budget_id == of.id,
         _LEASES.c.valid_until >= alive_from,
+        _LEASES.c.taken_at < counted.end,  # of a period that is over: what is on a later lease was not used in it
     )
     first, second = used.subquery(), unused.subquery()
     query = sa.select(first.c.micro, first.c.pico, second.c.micro, second.c.pico).select_from(

@@ -184,6 +184,18 @@ def test_the_proof_of_the_ledger_knows_budgets_from_credit(bench: CreditBench, a
     assert set(findings) <= {"amount = tokens × prices"}, findings
 
 
+def test_what_comes_late_from_yesterday_is_held_against_yesterday(bench: CreditBench, acme: str) -> None:
+    """A spool that drains after midnight: today's leases take nothing from what yesterday had left."""
+    day = put(bench, acme, 1_000)
+    yesterday = bench.at
+    record(bench, acme, 300, Cap(day, (lease(bench, day, 300),)))
+    bench.wait(24 * 3_600)
+    lease(bench, day, 950)
+    assert record(bench, acme, 700, Cap(day, ()), at=yesterday) == ()
+    (loss,) = record(bench, acme, 50, Cap(day, ()), at=yesterday)
+    assert loss.amount_pico == -50
+
+
 def test_events_of_one_commit_are_forgiven_once(bench: CreditBench, acme: str) -> None:
     day = put(bench, acme, 1_000)
     made = [bench.event(acme, 700), bench.event(acme, 700), bench.event(acme, 100)]
