@@ -84,4 +84,5 @@ def rows(session: Session, conn: Connection, customer_id: str) -> list[Row]:
 
 def all_rows(session: Session, conn: Connection) -> dict[str, list[Row]]:
     """Return the same of all customers that have budgets, by the customer's id."""
-    return {customer_id: rows(session, conn, customer_id) for customer_id in budgets.customers(conn)}
+    customer_ids = sorted({each.customer_id for each in budgets.of_all(conn)})
+    return {customer_id: rows(session, conn, customer_id) for customer_id in customer_ids}

@@ -103,11 +103,6 @@ def of_customer(conn: sa.Connection, customer_id: str) -> list[Budget]:
     return _found(conn, _BUDGETS.c.customer_id == customer_id)
 
 
-def customers(conn: sa.Connection) -> list[str]:
-    """Return the ids of the customers that have a budget, or whose keys have one."""
-    return list(conn.scalars(sa.select(_BUDGETS.c.customer_id).distinct().order_by(_BUDGETS.c.customer_id)))
-
-
 def of_all(conn: sa.Connection) -> list[Budget]:
     """Return all budgets there are."""
     return _found(conn, sa.true())

@@ -5,11 +5,13 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from billing.cli import app, customer, db, init, key, report, trace, usage
+from tests.emulators.stripe_double import StripeDouble
 
 DONE, FAILED, USAGE, NOT_FOUND, REFUSED = range(5)
 
@@ -36,6 +38,15 @@ class Answer:
 
 
 Weir = Callable[..., Answer]
+
+
+def at_stripe(monkeypatch: pytest.MonkeyPatch, home: Path, database_url: str, double: StripeDouble) -> None:
+    """Let `weir` run in an empty folder, on this database and this Stripe."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("WEIR_DATABASE__URL", database_url)
+    monkeypatch.setenv("WEIR_STRIPE__API_BASE", double.url)
+    monkeypatch.setenv("WEIR_STRIPE__METER_EVENTS_BASE", double.url)
+    monkeypatch.setenv("STRIPE_API_KEY", double.api_key)
 
 
 def runner(capsys: pytest.CaptureFixture[str]) -> Weir:

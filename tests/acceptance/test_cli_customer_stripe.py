@@ -12,7 +12,7 @@ from billing.ledger import migrate
 from billing.ledger.database import Database
 from billing.stripe_sync import setup
 from billing.stripe_sync.client import connect
-from tests.acceptance.commands import DONE, FAILED, NOT_FOUND, REFUSED, Weir, runner
+from tests.acceptance.commands import DONE, FAILED, NOT_FOUND, REFUSED, Weir, at_stripe, runner
 from tests.emulators.stripe_double import StripeDouble
 
 
@@ -33,14 +33,7 @@ def weir(
     capsys: pytest.CaptureFixture[str],
 ) -> Weir:
     """Run a command line where `weir stripe setup` was run."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "WEIR_DATABASE__URL": database_url,
-        "WEIR_STRIPE__API_BASE": double.url,
-        "WEIR_STRIPE__METER_EVENTS_BASE": double.url,
-        "STRIPE_API_KEY": double.api_key,
-    }.items():
-        monkeypatch.setenv(name, value)
+    at_stripe(monkeypatch, tmp_path, database_url, double)
     config = load(None)
     database = Database(database_url)
     migrate.upgrade(database)

@@ -8,7 +8,7 @@ import pytest
 from billing import clock
 from billing.cli import app, credit
 from billing.clock import SECOND_US
-from tests.acceptance.commands import DONE, NOT_FOUND, USAGE, Weir, runner
+from tests.acceptance.commands import DONE, NOT_FOUND, USAGE, Weir, at_stripe, runner
 from tests.emulators.stripe_double import StripeDouble
 
 
@@ -29,13 +29,7 @@ def weir(
     capsys: pytest.CaptureFixture[str],
 ) -> Weir:
     """`weir` on a fresh database with a prepaid customer; nothing was set up at Stripe, for credit needs nothing."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "WEIR_DATABASE__URL": database_url,
-        "WEIR_STRIPE__API_BASE": double.url,
-        "STRIPE_API_KEY": double.api_key,
-    }.items():
-        monkeypatch.setenv(name, value)
+    at_stripe(monkeypatch, tmp_path, database_url, double)
     if "credit" not in app.root.commands:
         app.root.add_command(credit.credit)
     run = runner(capsys)

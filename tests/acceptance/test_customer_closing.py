@@ -9,7 +9,7 @@ from billing.cli import app, stripe
 from billing.ledger import accounts, inbox
 from billing.ledger.inbox import State
 from billing.stripe_sync import closing
-from tests.acceptance.commands import DONE, REFUSED, USAGE, Weir, runner
+from tests.acceptance.commands import DONE, REFUSED, USAGE, Weir, at_stripe, runner
 from tests.stripe_bench import Bench, bench
 from tests.stripe_hooks import Hooked, body, sign
 
@@ -24,14 +24,7 @@ def made(database_url: str) -> Iterator[Bench]:
 @pytest.fixture
 def weir(made: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Weir:
     """Run a command line on the bench."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "WEIR_DATABASE__URL": made.config.database.url,
-        "WEIR_STRIPE__API_BASE": made.double.url,
-        "WEIR_STRIPE__METER_EVENTS_BASE": made.double.url,
-        "STRIPE_API_KEY": made.double.api_key,
-    }.items():
-        monkeypatch.setenv(name, value)
+    at_stripe(monkeypatch, tmp_path, made.config.database.url, made.double)
     if "stripe" not in app.root.commands:
         app.root.add_command(stripe.stripe)
     return runner(capsys)

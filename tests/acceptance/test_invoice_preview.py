@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from billing.cli import app, invoice
 from billing.ledger import schema
 from billing.stripe_sync import previews
-from tests.acceptance.commands import NOT_FOUND, REFUSED, Weir, runner
+from tests.acceptance.commands import NOT_FOUND, REFUSED, Weir, at_stripe, runner
 from tests.stripe_bench import Bench, bench
 
 
@@ -23,14 +23,7 @@ def made(database_url: str) -> Iterator[Bench]:
 @pytest.fixture
 def weir(made: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Weir:
     """Run a command line on the bench."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "WEIR_DATABASE__URL": made.config.database.url,
-        "WEIR_STRIPE__API_BASE": made.double.url,
-        "WEIR_STRIPE__METER_EVENTS_BASE": made.double.url,
-        "STRIPE_API_KEY": made.double.api_key,
-    }.items():
-        monkeypatch.setenv(name, value)
+    at_stripe(monkeypatch, tmp_path, made.config.database.url, made.double)
     if "invoice" not in app.root.commands:
         app.root.add_command(invoice.invoice)
     return runner(capsys)

@@ -9,7 +9,7 @@ from billing import clock
 from billing.cli import app, stripe
 from billing.clock import SECOND_US
 from billing.ledger.inbox import State
-from tests.acceptance.commands import DONE, FAILED, Weir, runner
+from tests.acceptance.commands import DONE, FAILED, Weir, at_stripe, runner
 from tests.emulators.stripe_double import StripeDouble
 from tests.stripe_bench import Bench, bench
 from tests.stripe_hooks import Hooked, body, sign
@@ -25,14 +25,7 @@ def made(database_url: str) -> Iterator[Bench]:
 @pytest.fixture
 def weir(made: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Weir:
     """Run a command line on the bench, where setup was run."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "WEIR_DATABASE__URL": made.config.database.url,
-        "WEIR_STRIPE__API_BASE": made.double.url,
-        "WEIR_STRIPE__METER_EVENTS_BASE": made.double.url,
-        "STRIPE_API_KEY": made.double.api_key,
-    }.items():
-        monkeypatch.setenv(name, value)
+    at_stripe(monkeypatch, tmp_path, made.config.database.url, made.double)
     if "stripe" not in app.root.commands:
         app.root.add_command(stripe.stripe)
     return runner(capsys)

@@ -78,7 +78,7 @@ class SchemaCompiler:
         """A function that appends to its list one sentence per problem, each beginning with the place."""
         unknown = set(schema) - KNOWN_KEYWORDS
         if unknown:
-            raise NotImplementedError(f"schema keywords {sorted(unknown)} are not covered by the checker")
+            raise ValueError(f"the document uses schema keywords that this checker does not know: {sorted(unknown)}")
         core = self._core(schema)
         if not schema.get("nullable"):
             return core
