@@ -14,7 +14,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,9 @@ SPOOL_INTERVAL_MS = 5_000
 SHARDS = 64
 """Rollups are split so that workers do not wait for each other's rows (`billing/ledger/events.py`)."""
 
+TURN_RETRY_MS = 1_000
+"""How soon a job tries again whose turn another job or worker had: they share some (`stripe_sync/turn.py`)."""
+
 BACKOFF_MS_MAX = 60_000
 STOP_WAIT_MS = 1_500
 SIGNAL_POLL_MS = 250
@@ -60,6 +64,10 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PARTITIONS_JOB = "partitions"
 _CREDIT_JOB = "credit"
 _NOTIFY_JOB = "notify"
+
+
+class _TakenError(Exception):
+    """Another job, here or elsewhere, has this one's turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +168,30 @@ class Jobs:
             job.wake.clear()
             if self._stopping.is_set():  # Asked after the clearing, which may have erased the wake of `stop`.
                 return
+            delay_ms = job.interval_ms
             try:
                 job.run()
                 failures = 0
+            except _TakenError:
+                delay_ms = min(delay_ms, TURN_RETRY_MS)
             except Exception as error:  # noqa: BLE001 (the edge of a job: no fault may end it, or reach the others)
                 failures += 1
                 _log_failure(job, error, failures)
-            job.wake.wait(_delay_ms(job, failures) / 1_000)
+                delay_ms = _backoff_ms(job, failures)
+            job.wake.wait(delay_ms / 1_000)
+
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        """Be the one who does it. Raises _TakenError if another is."""
+        with self._database.elected(name) as is_mine:
+            if not is_mine:
+                raise _TakenError
+            yield
 
     def _work_inbox(self, port: StripePort) -> None:
         while not self._stopping.is_set() and self._has_due_events():
-            with self._database.elected(turn.ACCOUNTS) as is_mine:
-                if not is_mine or process.work_off(self._config, self._database, port, self._now) == 0:
+            with self._turn(turn.ACCOUNTS):
+                if process.work_off(self._config, self._database, port, self._now) == 0:
                     return
 
     def _has_due_events(self) -> bool:
@@ -179,20 +199,18 @@ class Jobs:
             return inbox.has_due(conn, self._now())
 
     def _push(self, port: StripePort) -> None:
-        with self._database.elected(turn.PUSH) as is_mine:
-            if is_mine:
-                push.pusher(self._config, self._database, port, self._now, self._stopping.is_set).run()
+        with self._turn(turn.PUSH):
+            push.pusher(self._config, self._database, port, self._now, self._stopping.is_set).run()
 
     def _sweep(self, port: StripePort) -> None:
-        with self._database.elected(turn.ACCOUNTS) as is_mine:
-            if is_mine:
-                refresh.sweep_dunning(self._config, self._database, port, self._now())
+        with self._turn(turn.ACCOUNTS):
+            refresh.sweep_dunning(self._config, self._database, port, self._now())
 
     def _reconcile(self, port: StripePort) -> None:
         """Compare with Stripe once a day, wherever that was done last; it reports and confirms, and mends nothing."""
         if self._is_reconcile_due():
-            with self._database.elected(turn.RECONCILE) as is_mine:
-                if is_mine and self._is_reconcile_due():
+            with self._turn(turn.RECONCILE):
+                if self._is_reconcile_due():
                     reconcile.reconciler(self._config, self._database, port, self._now, self._stopping.is_set).run()
         with self._database.reading() as conn:
             last = comparisons.last_run(conn)
@@ -211,16 +229,13 @@ class Jobs:
 
     def _top_up(self, port: StripePort) -> None:
         """Charge cards of whoever runs out of credit, and look after payments of which nothing was heard."""
-        with self._database.elected(turn.ACCOUNTS) as is_mine:
-            if is_mine:
-                topups.sweep(self._database, port, self._now)
-                autotopup.run(self._database, port, self._now)
+        with self._turn(turn.ACCOUNTS):
+            topups.sweep(self._database, port, self._now)
+            autotopup.run(self._database, port, self._now)
 
     def _tidy_credit(self) -> None:
         """Give back what dead workers held; whoever needs it before does so too, so this only keeps the books tidy."""
-        with self._database.elected(_CREDIT_JOB) as is_mine:
-            if not is_mine:
-                return
+        with self._turn(_CREDIT_JOB):
             with self._database.reading() as conn:
                 at = leases.database_now(conn, self._now)
                 found = leases.dead_customers(conn, at, TIDY_CUSTOMERS_MAX)
@@ -234,21 +249,16 @@ class Jobs:
 
     def _notify(self) -> None:
         """Tell the operator's systems which budgets and balances run low."""
-        with self._database.elected(_NOTIFY_JOB) as is_mine:
-            if is_mine:
-                watch.look(self._config, self._database, self._now())
-                deliver.deliver(self._config, self._database, self._now)
+        with self._turn(_NOTIFY_JOB):
+            watch.look(self._config, self._database, self._now())
+            deliver.deliver(self._config, self._database, self._now)
 
     def _make_partitions(self) -> None:
-        with self._database.elected(_PARTITIONS_JOB) as is_mine:
-            if is_mine:
-                with self._database.writing() as conn:
-                    partitions.ensure(conn, self._now())
+        with self._turn(_PARTITIONS_JOB), self._database.writing() as conn:
+            partitions.ensure(conn, self._now())
 
 
-def _delay_ms(job: Job, failures: int) -> int:
-    if failures == 0:
-        return job.interval_ms
+def _backoff_ms(job: Job, failures: int) -> int:
     return min(max(job.interval_ms, 1_000 << min(failures, 10)), max(job.interval_ms, BACKOFF_MS_MAX))
 
 
