@@ -88,6 +88,7 @@ class Flow(ABC):
         """Return what may be sent now. Raises StreamError if the upstream broke the protocol."""
         if self.is_complete:
             self._held.append(data)
+            self._kept.append(data)  # held anyway, so that it costs no memory, and may be the middle of an event
             return b""
         if self._framer.is_empty and data.endswith(self._boundary) and not self._matters(data):
             self._keep(data)
@@ -135,11 +136,21 @@ class Flow(ABC):
     def _fold(self) -> None:
         kept, self._kept, self._kept_bytes = self._kept, [], 0
         framer = self._framing()
-        for event in (*framer.feed(b"".join(kept)), framer.rest()):
-            data = self._data_of(event)
-            parsed = parsed_object(data) if data.lstrip().startswith(b"{") else None
-            for piece in self._pieces(parsed, event) if parsed is not None else ():
-                self._tally.take(piece)
+        for event in framer.feed(b"".join(kept)):
+            self._take(event)
+        rest = framer.rest()
+        if rest and not self._take(rest):
+            self._kept = [rest]  # what comes may end it
+
+    def _take(self, event: bytes) -> bool:
+        """Count the text of an event, and tell whether it could be read."""
+        data = self._data_of(event)
+        parsed = parsed_object(data) if data.lstrip().startswith(b"{") else None
+        if parsed is None:
+            return False
+        for piece in self._pieces(parsed, event):
+            self._tally.take(piece)
+        return True
 
     def finish(self) -> Settle:
         """End the stream: its usage, and the bytes that may leave once that is recorded.

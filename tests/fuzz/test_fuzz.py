@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from billing.tokens.prompt import count_prompt
@@ -77,6 +77,7 @@ def test_a_body_is_refused_or_forwarded_as_the_value_that_was_admitted(qwen: Voc
 
 @in_process
 @given(seed=seeds)
+@example(seed=22519)
 def test_a_meter_takes_anything_and_text_is_never_nothing(qwen: Vocabulary, seed: int) -> None:
     """Whatever an upstream sends: a meter raises StreamError or nothing, and text that passed has tokens."""
     dice = Random(seed)

@@ -4,6 +4,7 @@ There is no Ollama to be had here: the shapes are those of its sources and docum
 16428 and 17943, issue 2068), the texts and counts those of the scripted model.
 """
 
+import itertools
 import json
 from typing import Any
 
@@ -155,6 +156,19 @@ def test_a_cut_stream_is_counted_to_its_last_line(qwen: Vocabulary) -> None:
     meter.receive(line(chat_line(thinking="The user")) + line(generated("Hello")) + b'{"message":{"content":" tiny')
     tally = meter.delivered()
     assert (tally.output_tokens(qwen), tally.reasoning_tokens(qwen)) == (2 + 2 + 1, 2)
+
+
+def test_text_behind_a_last_line_is_not_free(qwen: Vocabulary) -> None:
+    """However the reads cut it, and asked in between."""
+    data = line(last_line()) + line(chat_line("Hello")) + line(generated("Hello"))[:-1]
+    for cuts in ([0, len(data)], [0, 90, len(data)], list(range(len(data) + 1))):
+        meter = OllamaMeter()
+        for start, end in itertools.pairwise(cuts):
+            assert meter.receive(data[start:end]) == b""
+            if start % 16 == 0:
+                meter.delivered()
+        assert meter.finish().raw == data
+        assert meter.delivered().output_tokens(qwen) == 2 + 1, cuts[:3]
 
 
 def test_tool_calls_count_and_generates_thinking_too(qwen: Vocabulary) -> None:
