@@ -1,9 +1,12 @@
 """The fake upstream does what its script says, to the byte, and says what the client did."""
 
+import contextlib
+import gc
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -30,6 +33,7 @@ from tests.emulators.upstream import (
     stream,
     usage_chunk,
 )
+from tests.support.certificates import Authority, server_context
 
 LIMIT_S = 20
 CHAT = "/v1/chat/completions"
@@ -373,6 +377,21 @@ def test_leaving_the_fake_ends_clients_that_still_wait() -> None:
     gate.open()
     assert not fake.requests[0].client_closed.is_set()
     assert "fake-upstream" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_clients_that_come_while_the_server_ends_leave_no_socket_behind(tmp_path: Path, *, is_tls: bool) -> None:
+    """A socket that nobody closes is a warning, and so fails whichever test runs when it is collected."""
+    names = Authority.make(tmp_path / "authority").sign("server", "IP:127.0.0.1") if is_tls else None
+    context = None if names is None else server_context(names)
+    for _ in range(20):
+        with FakeUpstream(tls=context) as fake, contextlib.ExitStack() as clients:
+            for _ in range(3):
+                clients.enter_context(connect(fake))
+            clients = clients.pop_all()
+        with clients:
+            pass
+    gc.collect()  # what is warned of in a finalizer pytest gives to this test
 
 
 def test_a_request_that_is_not_http_is_reported() -> None:
