@@ -6,6 +6,7 @@ aside, so that it does not stop the others.
 """
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from billing.clock import Clock
@@ -16,17 +17,24 @@ from billing.ledger.due import Due
 from billing.ledger.spool import Spool, Spooled
 from billing.limits import SPOOL_CHUNK_ROWS
 
+LAST_CHUNK_WITHIN_S = 2.0
+"""How long either side waits for the other: a drainer whose ledger goes away again must not hold up requests."""
+
 log = logging.getLogger("weir.spool")
 
 
 def drain(database: Database, source: Spool, shard: int, now: Clock) -> int:
     """Bring all events of a spool into the ledger, and return how many that were.
 
-    Raises DatabaseAwayError or DatabaseError while the database is away, SpoolError.
+    Once the ledger is known to take them, whoever writes to the spool waits for the last chunk: under load it would
+    grow as fast as it is emptied. Raises DatabaseAwayError or DatabaseError while the database is away, SpoolError.
     """
-    drained = 0
-    while chunk := source.first(SPOOL_CHUNK_ROWS):
-        drained += _drain_chunk(database, source, chunk, shard, now)
+    drained, is_back = 0, False
+    while source.rows:
+        is_last = is_back and source.rows <= SPOOL_CHUNK_ROWS
+        with source.turn(LAST_CHUNK_WITHIN_S) if is_last else nullcontext():
+            drained += _drain_chunk(database, source, source.first(SPOOL_CHUNK_ROWS), shard, now)
+        is_back = True
     return drained
 
 

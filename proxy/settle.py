@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 from billing import clock
 from billing.calendar import Per, period_of
+from billing.drain import LAST_CHUNK_WITHIN_S
 from billing.errors import DatabaseAwayError
 from billing.ledger import charges, due, events, inflight, versions
 from billing.ledger.accounts import Principal
@@ -208,7 +209,9 @@ class Recorder:
     def _store(self, batch: list[Entry]) -> list[Entry]:
         """Make a batch durable, after what is spooled already; return those entries with which that can not be done."""
         if self._spool is not None and self._spool.rows:
-            return self._spooled(batch)
+            with self._spool.turn(LAST_CHUNK_WITHIN_S):
+                if self._spool.rows:
+                    return self._spooled(batch)
         return self._undurable(batch, is_retry=False)
 
     def _spooled(self, batch: list[Entry]) -> list[Entry]:

@@ -53,6 +53,7 @@ class Spool:
         """Open or make a spool. Raises SpoolError, BlockingIOError if somebody else has it."""
         self.path = path
         self._mutex = threading.Lock()
+        self._turn = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -74,6 +75,18 @@ class Spool:
     def new(cls, folder: Path) -> "Spool":
         """Make this worker's own spool. Raises SpoolError."""
         return cls(folder.joinpath(f"{ids.uuid7()}{SUFFIX}"))
+
+    @contextlib.contextmanager
+    def turn(self, wait_s: float) -> Iterator[None]:
+        """Wait for one's turn, `wait_s` seconds at most, and keep it for the block: an event that has to follow those
+        in here is written in turn, and so are the last of these taken away.
+        """
+        is_mine = self._turn.acquire(timeout=wait_s)
+        try:
+            yield
+        finally:
+            if is_mine:
+                self._turn.release()
 
     def append(self, dues: Sequence[Due]) -> None:
         """Make events durable, and forget their checkpoints. Raises SpoolError if it can not be done."""
