@@ -23,9 +23,9 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from billing.asking import tls_context
 from billing.config import Config, Upstream
-from billing.errors import ConfigError
+from billing.errors import ConfigError, DatabaseAwayError
 from billing.jobs import SHARDS, Jobs
-from billing.ledger import migrate
+from billing.ledger import memo, migrate
 from billing.ledger.database import Database
 from billing.notify import watch
 from billing.tokens.errors import VocabularyError
@@ -33,6 +33,7 @@ from billing.tokens.qwen35 import NAME as BUILT_IN
 from billing.tokens.registry import TokenizerRegistry
 from proxy.admit.directory import Directory
 from proxy.admit.purses import Purses
+from proxy.admit.remembering import Remembering
 from proxy.admit.table import Table
 from proxy.admit.throttle import Throttle
 from proxy.checkpoints import Checkpoints
@@ -65,9 +66,7 @@ def serve(config: Config) -> None:
         raise ConfigError("no [[upstreams]] are configured; `weir init` finds local model servers")
     for upstream in config.upstreams:
         tls_context(upstream)  # now, and not in each of several workers
-    database = Database(config.database.url)
-    migrate.require_current(database)
-    database.close()
+    _look_at_database(config)
     registry = _warmed_registry(config)
     workers = config.gateway.workers
     table = Table(workers)
@@ -82,6 +81,22 @@ def serve(config: Config) -> None:
                 _run_worker(config, registry, _bound(config, shares_port=True, port=port), table)
 
             Supervisor(workers, run).run()
+
+
+def _look_at_database(config: Config) -> None:
+    """Refuse to start on another schema. While it is away, what this host has kept of it is enough to start with.
+
+    Where nothing was kept, this is a first start, and its URL may be wrong. Raises SchemaError, DatabaseAwayError.
+    """
+    database = Database(config.database.url)
+    try:
+        migrate.require_current(database)
+    except DatabaseAwayError as error:
+        if not memo.is_usable(memo.path_of(Path(config.database.spool), database)):
+            raise
+        log.warning("gateway.database_away", extra={"error": str(error)})
+    finally:
+        database.close()
 
 
 def _warmed_registry(config: Config) -> TokenizerRegistry:
@@ -184,7 +199,9 @@ async def _opened(
     """Open everything of one worker, and close it in reverse."""
     loop = asyncio.get_running_loop()
     defaults = config.limits.default_rpm, config.limits.default_tpm
-    directory = Directory(database, config.billing.default_margin, config.billing.currency, *defaults)
+    kept = memo.path_of(Path(config.database.spool), database)
+    directory = Directory(database, config.billing.default_margin, config.billing.currency, *defaults, memory=kept)
+    remembering = Remembering(database, directory, kept)
     shard, spool = os.getpid() % SHARDS, open_spool(Path(config.database.spool))
     hasty = Database(config.database.url, wait_s=1)
     recorder = Recorder(hasty, loop, shard, spool)
@@ -200,13 +217,14 @@ async def _opened(
     throttle = Throttle(table)
     services = Services(loop, directory, catalog, recorder, counting, terms, days, throttle, body_bytes_max)
     services.gauges = jobs.gauges
+    services.is_stale = directory.age_s(time.monotonic()) > config.database.stale_s_max
     auditor = Auditor(counting, database, config.audit.sample_ppm) if config.audit.sample_ppm else None
     services.audit = auditor
     live, checkpointed = services.exchanges, services.checkpointed
     checkpoints = Checkpoints(hasty, counting, live, checkpointed, lambda: catalog.models, spool)
     drainer = None if spool is None else Drainer(database, spool, shard)
     await loop.run_in_executor(None, discovery.ask_once)
-    for part in (recorder, purses, directory, discovery, jobs):
+    for part in (recorder, purses, directory, remembering, discovery, jobs):
         part.start()
     checkpoints.start(loop)
     if drainer is not None:
@@ -224,7 +242,7 @@ async def _opened(
         if drainer is not None:
             await loop.run_in_executor(None, drainer.stop)
         await purses.close()
-        for part in (jobs, discovery, directory):
+        for part in (jobs, discovery, remembering, directory):
             await loop.run_in_executor(None, part.stop)
         for server in catalog.servers:
             server.pool.close()

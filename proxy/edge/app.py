@@ -20,6 +20,7 @@ from billing.errors import DatabaseAwayError
 from billing.ledger.accounts import Principal
 from billing.ledger.database import Database
 from billing.stripe_sync import webhook
+from proxy.admit.directory import NO_EPOCH
 from proxy.edge import self_service
 from proxy.edge.caller import caller, refused
 from proxy.edge.metrics import exposition
@@ -67,7 +68,7 @@ def _add_health(app: FastAPI, database: Database, services: Services) -> None:
             checks["database"] = str(error)
         checks["recorder"] = "failing" if services.recorder.is_failing else "ok"
         checks["gateway"] = "shutting down" if services.is_shutting_down else "ok"
-        checks["directory"] = "keys and prices are too old" if services.is_stale else "ok"
+        checks["directory"] = _state_of_directory(services)
         checks["spool"] = services.recorder.spool_state
         is_ready = all(check == "ok" for name, check in checks.items() if name not in _BEARABLE)
         is_well = all(check == "ok" for check in checks.values())
@@ -77,6 +78,12 @@ def _add_health(app: FastAPI, database: Database, services: Services) -> None:
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(exposition(services), media_type="text/plain; version=0.0.4")
+
+
+def _state_of_directory(services: Services) -> str:
+    if services.directory.snapshot.epoch == NO_EPOCH:
+        return "no key and no price is known: the database has been away since the start"
+    return "keys and prices are too old" if services.is_stale else "ok"
 
 
 def _add_models(app: FastAPI, services: Services) -> None:
