@@ -16,6 +16,7 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -107,8 +108,7 @@ def load(source: str) -> Vocabulary:
 
 def _load(source: str) -> Vocabulary:
     if source == qwen35.NAME:
-        pre = PreTokenizer(QWEN35, normalizes_nfc=True)
-        return build(qwen35.NAME, qwen35.load_ranks(), pre, qwen35.SPECIALS, 0)
+        return _built_in()
     location, _, hint = source.partition("#")
     path = Path(location)
     try:
@@ -122,6 +122,13 @@ def _load(source: str) -> Vocabulary:
     except OSError as error:
         raise VocabularyError(f"can not be read: {error.strerror}") from None
     raise VocabularyError(f"neither {qwen35.NAME!r} nor a path that ends in {', '.join(SUFFIXES)}")
+
+
+@cache
+def _built_in() -> Vocabulary:
+    """Read it once a process: half a second of CPU, and as large as it is for each who has it."""
+    pre = PreTokenizer(QWEN35, normalizes_nfc=True)
+    return build(qwen35.NAME, qwen35.load_ranks(), pre, qwen35.SPECIALS, 0)
 
 
 def _from_ranks_file(path: Path, hint: str) -> Vocabulary:

@@ -26,6 +26,7 @@ from psycopg.rows import dict_row
 
 import proxy.main  # noqa: F401 -- it mounts every command on the root
 from billing.cli import app
+from tests.support.forks import Process, keeper
 from tests.support.ports import free_port
 
 MODEL: Final = "qwen3.5-0.8b"
@@ -106,8 +107,9 @@ class Gateway:
         database_url: str | None = None,
         settings: Mapping[str, int] | None = None,
         audit: Mapping[str, str] | None = None,
+        is_fresh: bool = False,
     ) -> None:
-        """Nothing is written or runs yet."""
+        """Nothing is written or runs yet; `is_fresh`: in an interpreter of its own (`tests/support/forks.py`)."""
         self.home = home
         self.port = free_port()
         self.database_url = database_url or f"sqlite:///{home}/weir.db"
@@ -116,7 +118,8 @@ class Gateway:
         self._upstreams = upstreams
         self._settings = dict(settings or {})
         self._audit = {"sample": "0%", **(audit or {})}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._is_fresh = is_fresh
+        self._process: Process | None = None
         self._log_seen = 0
         self._key: Key | None = None
 
@@ -186,16 +189,19 @@ class Gateway:
         self.spawn()
         eventually(self._is_ready, "the gateway is ready")
 
-    def spawn(self) -> subprocess.Popen[bytes]:
+    def spawn(self) -> Process:
         """Start the process, and do not wait."""
         assert self._process is None, "it runs already"
-        program = Path(sys.executable).with_name("weir")
-        command = ["setpriv", "--pdeathsig", "KILL", str(program), "--config", str(self.config_path), "serve"]
+        words = ["--config", str(self.config_path), "serve"]
         environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home), "PYTHONWARNINGS": "default"}
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home, env=environment
-            )
+            if self._is_fresh:
+                command = ["setpriv", "--pdeathsig", "KILL", str(Path(sys.executable).with_name("weir")), *words]
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home, env=environment
+                )
+            else:
+                self._process = keeper.fork(words, cwd=self.home, environment=environment, output=log.fileno())
         return self._process
 
     def _is_ready(self) -> bool:
@@ -245,7 +251,7 @@ class Gateway:
         process.wait(LIMIT_S)
         self._process = None
 
-    def terminate(self, number: signal.Signals = signal.SIGTERM) -> subprocess.Popen[bytes]:
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> Process:
         """Send SIGTERM, and return the process to wait for."""
         process = self._running()
         process.send_signal(number)
@@ -279,7 +285,7 @@ class Gateway:
             process.kill()
             process.wait()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Process:
         assert self._process is not None, "it does not run"
         return self._process
 

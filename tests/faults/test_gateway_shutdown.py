@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.emulators.upstream import (
     sse_head,
     usage_chunk,
 )
+from tests.support.forks import Process
 
 GRACE_S = 1
 LAST_BYTES_S = 10
@@ -103,7 +103,7 @@ def test_what_is_running_has_time_to_finish(gateway: Gateway, fake: FakeUpstream
     assert [gateway.event(one.id)["outcome"] for one in (stream, answer)] == ["completed", "completed"]
 
 
-def exit_code(gateway: Gateway, process: subprocess.Popen[bytes]) -> int:
+def exit_code(gateway: Gateway, process: Process) -> int:
     """Wait for a gateway that was told to end."""
     code = process.wait(30)
     gateway.forget()
