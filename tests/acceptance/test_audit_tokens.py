@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -38,11 +38,11 @@ def audited(gateway: Gateway, *options: str) -> tuple[int, list[dict[str, Any]]]
     return code, json.loads(out)
 
 
-def rows_when(gateway: Gateway, samples: int) -> tuple[int, dict[str, Any]]:
-    """The exit code and the one row, once it has so many samples."""
+def rows_when(gateway: Gateway, samples: int, model: str = MODEL) -> tuple[int, dict[str, Any]]:
+    """The exit code and the one row of a model, once it has so many samples."""
 
     def found() -> tuple[int, dict[str, Any]] | None:
-        code, rows = audited(gateway)
+        code, rows = audited(gateway, "--model", model)
         return (code, rows[0]) if rows and rows[0]["samples"] >= samples else None
 
     return eventually(found, f"{samples} samples are in the ledger")
@@ -54,51 +54,65 @@ def fake() -> Iterator[FakeUpstream]:
         yield upstream
 
 
-@pytest.mark.parametrize(
-    ("prompt", "completion", "input_verdict", "output_verdict", "code"),
-    [
-        (HI, TEXT_TOKENS, "exact", "exact", 0),
-        (HI + 5, TEXT_TOKENS + 1, "within slack", "within slack", 0),
-        (2 * HI, TEXT_TOKENS, "over-reports", "exact", 1),
-        (HI, 2 * TEXT_TOKENS, "exact", "over-reports", 1),
-        (1, TEXT_TOKENS, "under-reports", "exact", 1),
-        (HI, TEXT_TOKENS // 2, "exact", "under-reports", 1),
-    ],
+class Case(NamedTuple):
+    """What a server reports, and how it is judged; `code` is that of `weir audit tokens`."""
+
+    prompt: int
+    completion: int
+    input_verdict: str
+    output_verdict: str
+    code: int
+    is_streamed: bool = False
+
+
+CASES: Final = (
+    Case(HI, TEXT_TOKENS, "exact", "exact", 0),
+    Case(HI + 5, TEXT_TOKENS + 1, "within slack", "within slack", 0),
+    Case(2 * HI, TEXT_TOKENS, "over-reports", "exact", 1),
+    Case(HI, 2 * TEXT_TOKENS, "exact", "over-reports", 1),
+    Case(1, TEXT_TOKENS, "under-reports", "exact", 1),
+    Case(HI, TEXT_TOKENS // 2, "exact", "under-reports", 1),
 )
-@pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_server_is_judged_by_its_counts(
-    database_url: str,
-    tmp_path: Path,
-    fake: FakeUpstream,
-    is_streamed: bool,
-    prompt: int,
-    completion: int,
-    input_verdict: str,
-    output_verdict: str,
-    code: int,
-) -> None:
-    """Far below what makes an anomaly of a single event; the sums say it."""
-    script = streamed(TEXT, prompt=prompt, completion=completion) if is_streamed else (plain(prompt, completion, TEXT),)
-    fake.always(CHAT, *script)
-    with Gateway(tmp_path / "home", Upstream(fake.url), database_url=database_url, audit=ALL) as gateway:
-        for _ in range(3):
-            assert ask(gateway, request(gateway.key, body(stream=is_streamed))).status == 200
-        ended, row = rows_when(gateway, 3)
-        assert (row["model"], row["upstream"], row["kind"], row["samples"]) == (MODEL, "local", "openai", 3)
-        assert (row["input_reported"], row["input_counted"]) == (3 * prompt, 3 * HI)
-        assert (row["output_reported"], row["output_counted"]) == (3 * completion, 3 * TEXT_TOKENS)
-        assert (row["input_verdict"], row["output_verdict"], ended) == (input_verdict, output_verdict, code)
-        assert row["anomalies"] == {}
+
+
+def test_a_server_is_judged_by_its_counts(database_url: str, tmp_path: Path) -> None:
+    """Far below what makes an anomaly of a single event; the sums say it. A server, and a model, for each case."""
+    cases = {
+        f"qwen3.5-m{at}": case for at, case in enumerate((*CASES, *(each._replace(is_streamed=True) for each in CASES)))
+    }
+    with contextlib.ExitStack() as stack:
+        fakes = {model: stack.enter_context(fake_upstream()) for model in cases}
+        servers = [Upstream(fake.url, f"at-{model}", {model: model}) for model, fake in fakes.items()]
+        gateway = stack.enter_context(Gateway(tmp_path / "home", *servers, database_url=database_url, audit=ALL))
+        for model, case in cases.items():
+            counts = {"prompt": case.prompt, "completion": case.completion}
+            script = streamed(TEXT, **counts) if case.is_streamed else (plain(case.prompt, case.completion, TEXT),)
+            fakes[model].always(CHAT, *script)
+            for _ in range(3):
+                assert ask(gateway, request(gateway.key, body(stream=case.is_streamed, model=model))).status == 200
+        for model, case in cases.items():
+            judged(gateway, model, case)
         metrics = ask(gateway, request(None, path="/metrics", method="GET")).body.decode()
-        assert f'weir_audited_total{{verdict="{output_verdict}"}} ' in metrics
+        for verdict in ("exact", "over-reports", "under-reports"):
+            assert f'weir_audited_total{{verdict="{verdict}"}} ' in metrics
         assert audited(gateway, "--model", "another") == (0, [])
         assert audited(gateway, "--until", "2026-01-01") == (0, [])
         assert audited(gateway, "--since", "now")[1] != [], "the whole day counts"
-        fake.always(CHAT, plain(prompt=90_000, completion=9_000))
-        assert ask(gateway, request(gateway.key)).status == 200
-        ended, row = rows_when(gateway, 4)
+        fakes["qwen3.5-m0"].always(CHAT, plain(prompt=90_000, completion=9_000))
+        assert ask(gateway, request(gateway.key, body(model="qwen3.5-m0"))).status == 200
+        ended, row = rows_when(gateway, 4, "qwen3.5-m0")
         assert (ended, row["anomalies"]) == (1, {"input_implausible": 1, "output_mismatch": 1})
         assert "input_implausible" in weir(gateway, "audit", "tokens")[1]
+
+
+def judged(gateway: Gateway, model: str, case: Case) -> None:
+    """The server of a model has its verdicts."""
+    ended, row = rows_when(gateway, 3, model)
+    assert (row["model"], row["upstream"], row["kind"], row["samples"]) == (model, f"at-{model}", "openai", 3)
+    assert (row["input_reported"], row["input_counted"]) == (3 * case.prompt, 3 * HI)
+    assert (row["output_reported"], row["output_counted"]) == (3 * case.completion, 3 * TEXT_TOKENS)
+    assert (row["input_verdict"], row["output_verdict"], ended) == (*case[2:4], case.code)
+    assert row["anomalies"] == {}
 
 
 def test_nothing_is_sampled_where_that_is_configured(tmp_path: Path, fake: FakeUpstream) -> None:

@@ -381,9 +381,9 @@ def weir_process(folder: Path, *arguments: str, **variables: str) -> subprocess.
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_program_itself_does_the_same(tmp_path: Path, database_url: str) -> None:
+def test_the_program_itself_does_the_same(tmp_path: Path, empty_database_url: str) -> None:
     """From an empty database, which is refused with the remedy, to a key; errors are lines, not tracebacks."""
-    (tmp_path / "weir.toml").write_text(f'[database]\nurl = "{database_url}"\n')
+    (tmp_path / "weir.toml").write_text(f'[database]\nurl = "{empty_database_url}"\n')
     empty = weir_process(tmp_path, "customer", "list")
     assert (empty.returncode, empty.stdout) == (FAILED, "")
     assert empty.stderr == "weir: the database is empty; run `weir db upgrade`\n"

@@ -26,9 +26,9 @@ FLAGS = "SELECT name, wr, strict FROM pragma_table_list WHERE schema = 'main' AN
 
 
 @pytest.fixture
-def migrated(database_url: str) -> Iterator[Database]:
+def migrated(empty_database_url: str) -> Iterator[Database]:
     """A database made by the revisions."""
-    database = Database(database_url)
+    database = Database(empty_database_url)
     migrate.upgrade(database)
     yield database
     database.close()

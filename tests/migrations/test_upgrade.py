@@ -18,9 +18,9 @@ from tests.migrations import filled
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(empty_database_url: str) -> Iterator[Database]:
     """An empty database."""
-    opened = Database(database_url)
+    opened = Database(empty_database_url)
     yield opened
     opened.close()
 
@@ -131,11 +131,11 @@ print(len(migrate.upgrade(database)))
 """
 
 
-def test_concurrent_upgrades_do_the_work_once(database_url: str) -> None:
+def test_concurrent_upgrades_do_the_work_once(empty_database_url: str) -> None:
     """Three programs at the same moment: one upgrades, the others wait for it and find nothing to do."""
     programs = [
         subprocess.Popen(
-            [sys.executable, "-c", UPGRADE, database_url],
+            [sys.executable, "-c", UPGRADE, empty_database_url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
