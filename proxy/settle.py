@@ -30,7 +30,7 @@ from billing.ledger.due import Due
 from billing.ledger.spool import Spool, SpoolError
 from billing.limits import RECORD_BATCH_ROWS_MAX, RECORD_QUEUE_ROWS_MAX, TOKENS_PER_EVENT_MAX
 from billing.pricing.quote import Quote
-from billing.usage import Anomaly, Usage, UsageEvent, provable
+from billing.usage import Anomaly, Usage, UsageEvent, provable, uncached_media
 
 LINGER_S = 0.002
 LINGER_FROM_ROWS = 4
@@ -77,7 +77,8 @@ def judged(reported: Usage, output_tokens_max: int | None, found: tuple[Anomaly,
     names = [anomaly.value for anomaly in (*anomalies, *found)]
     if usage.input_tokens > TOKENS_PER_EVENT_MAX:
         cached = min(usage.cached_input_tokens, TOKENS_PER_EVENT_MAX)
-        usage = Usage(TOKENS_PER_EVENT_MAX, usage.output_tokens, cached, usage.reasoning_tokens)
+        media = uncached_media(TOKENS_PER_EVENT_MAX, cached, usage.image_input_tokens, usage.audio_input_tokens)
+        usage = Usage(TOKENS_PER_EVENT_MAX, usage.output_tokens, cached, usage.reasoning_tokens, *media)
         names.append(Anomaly.INPUT_IMPLAUSIBLE.value)
     return usage, ",".join(names) or None
 

@@ -70,6 +70,8 @@ class Sum:
 )
 @click.option("--input-tokens", type=int, metavar="N", help="The right count of prompt tokens.")
 @click.option("--cached-input-tokens", type=int, metavar="N", help="The right count of cached prompt tokens.")
+@click.option("--image-input-tokens", type=int, metavar="N", help="The right count of uncached image tokens.")
+@click.option("--audio-input-tokens", type=int, metavar="N", help="The right count of uncached audio tokens.")
 @click.option("--output-tokens", type=int, metavar="N", help="The right count of generated tokens.")
 @click.option("--reasoning-tokens", type=int, metavar="N", help="The right count of reasoning tokens.")
 @click.option(
@@ -94,6 +96,8 @@ def adjust(
     form: str,
     input_tokens: int | None,
     cached_input_tokens: int | None,
+    image_input_tokens: int | None,
+    audio_input_tokens: int | None,
     output_tokens: int | None,
     reasoning_tokens: int | None,
 ) -> None:
@@ -106,7 +110,9 @@ def adjust(
     if bool(request_ids) == bool(filters):
         raise UsageError("name the request by its x-request-id, or choose many by --filter NAME=VALUE; one of both")
     _check_texts(reason, key)
-    recount = Recount(input_tokens, output_tokens, cached_input_tokens, reasoning_tokens)
+    recount = Recount(
+        input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, image_input_tokens, audio_input_tokens
+    )
     change = _change(session, amount_text_, reprice, recount, is_refund=is_refund)
     words = f"reprice {reprice}" if isinstance(change, Prices) and change.at is None else str(change)
     if isinstance(change, Prices) and change.at is not None:
@@ -200,6 +206,8 @@ def _row(conn: Connection, each: Adjusted, order: Order) -> Row:
         "change": order.change,
         "input_tokens": event.input_tokens,
         "cached_input_tokens": event.cached_input_tokens,
+        "image_input_tokens": event.image_input_tokens,
+        "audio_input_tokens": event.audio_input_tokens,
         "output_tokens": event.output_tokens,
         "reasoning_tokens": event.reasoning_tokens,
         "cost": amount_text(Pico(event.cost_pico)),

@@ -19,6 +19,8 @@ COLUMNS = (
     "model",
     "input",
     "cached_input",
+    "image_input",
+    "audio_input",
     "output",
     "reasoning",
     "request",
@@ -41,6 +43,8 @@ def cost() -> None:
 @click.option("--input", "input_text", required=True, metavar="RATE", help="1M prompt tokens, such as 0.03.")
 @click.option("--output", "output_text", required=True, metavar="RATE", help="1M generated tokens.")
 @click.option("--cached-input", "cached_input_text", metavar="RATE", help="1M cached prompt tokens.")
+@click.option("--image-input", "image_input_text", metavar="RATE", help="1M prompt tokens that stand for images.")
+@click.option("--audio-input", "audio_input_text", metavar="RATE", help="1M prompt tokens that stand for audio.")
 @click.option("--reasoning", "reasoning_text", metavar="RATE", help="1M tokens of reasoning.")
 @click.option("--request", "request_text", metavar="AMOUNT", default="0", help="Each request.")
 @click.option("--from", "from_text", metavar="INSTANT", default="now", help="When it begins.  [default: now]")
@@ -55,6 +59,8 @@ def set_cost(
     input_text: str,
     output_text: str,
     cached_input_text: str | None,
+    image_input_text: str | None,
+    audio_input_text: str | None,
     reasoning_text: str | None,
     request_text: str,
     from_text: str,
@@ -64,9 +70,9 @@ def set_cost(
 ) -> None:
     """Set what MODEL costs from now on, or from an instant in the future.
 
-    Rates are per 1M tokens in the currency of weir.toml, with at most 6 decimals. Cached input costs as input
-    and reasoning as output, unless they have rates of their own. History keeps its prices: also a cost that
-    is backdated prices only what is not recorded yet.
+    Rates are per 1M tokens in the currency of weir.toml, with at most 6 decimals. Cached input, images and
+    audio cost as input, and reasoning as output, unless they have rates of their own; what is cached of an image
+    costs as cached. History keeps its prices: also a cost that is backdated prices only what is not recorded yet.
     """
     settings = session.config.billing
     rate = CostRate(
@@ -79,6 +85,8 @@ def set_cost(
         request=publish.read_fee(request_text, "--request"),
         effective_from=parse_instant(from_text, session.now),
         recorded_at=session.now,
+        image_input=publish.read_rate_or_none(image_input_text, "--image-input", force=force),
+        audio_input=publish.read_rate_or_none(audio_input_text, "--audio-input", force=force),
     )
     with session.database.writing() as conn:
         book = versions.append_cost_rate(
@@ -131,6 +139,8 @@ def _row(book: PriceBook, rate: CostRate, at: Instant, form: str) -> Row:
         "model": rate.model,
         "input": rate_cell(rate.input, book.currency, form),
         "cached_input": rate_cell(rate.cached_input, book.currency, form),
+        "image_input": rate_cell(rate.image_input, book.currency, form),
+        "audio_input": rate_cell(rate.audio_input, book.currency, form),
         "output": rate_cell(rate.output, book.currency, form),
         "reasoning": rate_cell(rate.reasoning, book.currency, form),
         "request": fee_cell(rate.request, book.currency, form),

@@ -4,13 +4,11 @@ A table names the currency at each amount; JSON and CSV have plain decimals and 
 no program has to take a text apart.
 """
 
-from dataclasses import astuple
-
 from billing.cli.output import Row
 from billing.money import Pico, PicoPerToken, amount_number, rate_text
 from billing.pricing import margins
 from billing.pricing.margins import Margin
-from billing.pricing.quote import UNITS, Quote, UnitPrices
+from billing.pricing.quote import Quote, UnitPrices
 
 
 def rate_cell(rate: PicoPerToken | None, currency: str, form: str) -> str | None:
@@ -32,6 +30,8 @@ def fields_of(prices: UnitPrices) -> dict[str, str]:
     return {
         "input": rate_text(prices.input),
         "cached_input": rate_text(prices.cached_input),
+        "image_input": rate_text(prices.image_input),
+        "audio_input": rate_text(prices.audio_input),
         "output": rate_text(prices.output),
         "reasoning": rate_text(prices.reasoning),
         "request": amount_number(prices.request),
@@ -40,8 +40,7 @@ def fields_of(prices: UnitPrices) -> dict[str, str]:
 
 def rounded_units(quote: Quote, margin: Margin) -> list[str]:
     """Name the units whose price was rounded when it was published."""
-    costs = zip(UNITS, astuple(quote.cost), strict=True)
-    return [unit for unit, cost in costs if not margins.is_exact(cost, margin)]
+    return [unit for unit, cost, _ in quote.units() if not margins.is_exact(cost, margin)]
 
 
 def unit_rows(quote: Quote, margin: Margin) -> list[Row]:
@@ -56,7 +55,7 @@ def unit_rows(quote: Quote, margin: Margin) -> list[Row]:
             "price": f"{price[unit]} {quote.currency}",
             "note": "rounded" if unit in rounded else "",
         }
-        for unit in UNITS
+        for unit, _, _ in quote.units()
     ]
 
 

@@ -1,8 +1,8 @@
 """What a request may cost at most, and how much of it an amount affords.
 
 Invariant: a request whose prompt has at most the given tokens, and each of whose outputs at most `tokens`, never costs
-more than `Need.amount(tokens)`. Parts of a prompt or an answer with a price of their own (cached, reasoning) may be
-dearer than their whole, so the dearest price counts for all.
+more than `Need.amount(tokens)`. Parts of a prompt or an answer with a price of their own (cached, images, reasoning)
+may be dearer than their whole, so the dearest price counts for all.
 """
 
 from collections.abc import Iterable
@@ -50,7 +50,9 @@ def worst_case(price: UnitPrices, *, prompt_tokens_max: int, tokens: int, output
     assert outputs >= 1, "a request has an output"
     prompt = min(prompt_tokens_max, TOKENS_PER_EVENT_MAX)
     return Need(
-        fixed=Pico(charge(prompt, max(price.input, price.cached_input)) + price.request),
+        fixed=Pico(
+            charge(prompt, max(price.input, price.cached_input, price.image_input, price.audio_input)) + price.request
+        ),
         per_token=charge(outputs, max(price.output, price.reasoning)),
         tokens=max(1, min(tokens, TOKENS_PER_EVENT_MAX // outputs)),
     )

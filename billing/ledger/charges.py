@@ -218,6 +218,8 @@ def _written_off(event: UsageEvent, amount: int) -> UsageEvent:
         reasoning_tokens=0,
         cost_pico=0,
         amount_pico=-amount,
+        image_input_tokens=0,
+        audio_input_tokens=0,
         anomaly=UNCOVERED,
         adjusts=event.id,
     )

@@ -36,6 +36,8 @@ _SUMS = (
     "credit_pico",
     "assigned_micro",
     "assigned_pico",
+    "image_input_tokens",
+    "audio_input_tokens",
 )
 _KEY = ("customer_id", "window_start", "api_key_id", "model", "shard")
 _SPLIT = tuple((at - 1, at) for at, name in enumerate(_SUMS) if name.endswith("_pico"))
@@ -114,6 +116,8 @@ def _summed(events: Sequence[UsageEvent], shard: int, credit: Mapping[str, int])
         sums[4] += event.reasoning_tokens
         sums[6] += event.cost_pico
         sums[8] += event.amount_pico
+        sums[13] += event.image_input_tokens
+        sums[14] += event.audio_input_tokens
         if credit and event.id in credit:
             sums[10] += credit[event.id]
             sums[12] += credit[event.id]

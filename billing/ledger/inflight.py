@@ -40,6 +40,7 @@ CORRECTIONS_MAX = 4
 
 _SUMS = (
     *("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"),
+    *("image_input_tokens", "audio_input_tokens"),
     *("cost_pico", "amount_pico"),
 )
 _WORKERS = schema.workers

@@ -22,14 +22,14 @@ import sqlalchemy as sa
 from billing.ledger import due as dues
 from billing.ledger import schema
 from billing.money import PICO_PER_MICRO, Pico, join
-from billing.usage import Outcome
+from billing.usage import Outcome, Usage
 
 _EVENTS, _ROLLUPS, _BATCHES = schema.usage_events, schema.usage_hourly, schema.meter_batches
 _ENTRIES, _LEASES, _CHARGES = schema.credit_entries, schema.leases, schema.credit_charges
 _QUOTES, _NOTES, _INFLIGHT = schema.price_quotes, schema.adjustments, schema.inflight
 
 _KEY = ("customer_id", "window_start", "api_key_id", "model", "shard")
-_TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
+_TOKENS = Usage._fields
 
 
 class Finding(NamedTuple):
@@ -103,7 +103,7 @@ def _events_are_rolled_up(conn: sa.Connection) -> Iterator[Finding]:
     left = {tuple(row[:5]): _summed(row[5:]) for row in conn.execute(sa.select(*own, requests, *sums).group_by(*own))}
     columns = (*_KEY, "requests", *_TOKENS, "cost_micro", "cost_pico", "amount_micro", "amount_pico")
     for row in conn.execute(sa.select(*(_ROLLUPS.c[column] for column in columns))):
-        expected = left.pop(tuple(row[:5]), (0,) * 7)
+        expected = left.pop(tuple(row[:5]), (0,) * (len(_TOKENS) + 3))
         found = _summed(row[5:])
         if found != expected:
             yield Finding(
@@ -278,8 +278,13 @@ def _rest(column: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
 
 def _charge(prefix: str) -> sa.ColumnElement[int]:
     prices = {unit: _QUOTES.c[f"{prefix}{unit}_pico"] for unit in ("input", "cached_input", "output", "reasoning")}
+    media = [
+        _EVENTS.c[f"{unit}_tokens"]
+        * (sa.func.coalesce(_QUOTES.c[f"{prefix}{unit}_pico"], prices["input"]) - prices["input"])
+        for unit in ("image_input", "audio_input")
+    ]
     return (
-        (_EVENTS.c.input_tokens - _EVENTS.c.cached_input_tokens) * prices["input"]
+        sum(media, (_EVENTS.c.input_tokens - _EVENTS.c.cached_input_tokens) * prices["input"])
         + _EVENTS.c.cached_input_tokens * prices["cached_input"]
         + (_EVENTS.c.output_tokens - _EVENTS.c.reasoning_tokens) * prices["output"]
         + _EVENTS.c.reasoning_tokens * prices["reasoning"]
@@ -288,9 +293,9 @@ def _charge(prefix: str) -> sa.ColumnElement[int]:
 
 
 def _summed(values: Sequence[Any]) -> tuple[int, ...]:
-    """Requests, four counts of tokens, cost and amount: the money joined."""
-    numbers = [int(value) for value in values]
-    return (*numbers[:5], join(numbers[5], numbers[6]), join(numbers[7], numbers[8]))
+    """Requests, the counts of tokens, cost and amount: the money joined."""
+    *counts, cost_micro, cost_pico, amount_micro, amount_pico = (int(value) for value in values)
+    return (*counts, join(cost_micro, cost_pico), join(amount_micro, amount_pico))
 
 
 def _counts(sums: Sequence[int]) -> str:

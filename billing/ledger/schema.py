@@ -121,6 +121,8 @@ cost_rates = Table(
     Column("request_pico", BIG, nullable=False),
     Column("effective_from", BIG, nullable=False),
     Column("recorded_at", BIG, nullable=False),
+    Column("image_input_pico", BIG),
+    Column("audio_input_pico", BIG),
     CheckConstraint("input_pico >= 0 AND output_pico >= 0 AND request_pico >= 0", name="not_negative"),
     Index("ix_cost_rates_model_effective_from", "model", "effective_from"),
     sqlite_strict=True,
@@ -184,6 +186,10 @@ price_quotes = Table(
     Column("output_pico", BIG, nullable=False),
     Column("reasoning_pico", BIG, nullable=False),
     Column("request_pico", BIG, nullable=False),
+    Column("cost_image_input_pico", BIG),
+    Column("cost_audio_input_pico", BIG),
+    Column("image_input_pico", BIG),
+    Column("audio_input_pico", BIG),
     sqlite_strict=True,
 )
 
@@ -218,6 +224,8 @@ usage_events = Table(
     Column("tags", Text),
     Column("shard", Integer, nullable=False),
     Column("window_seq", BIG, nullable=False),
+    Column("image_input_tokens", BIG, nullable=False, server_default="0"),
+    Column("audio_input_tokens", BIG, nullable=False, server_default="0"),
     Index("ix_usage_events_anomaly", "finished_at", sqlite_where=_IS_ODD, postgresql_where=_IS_ODD),
     sqlite_strict=True,
     sqlite_with_rowid=False,
@@ -269,6 +277,8 @@ usage_hourly = Table(
     Column("is_unassigned", Integer, Computed(_UNASSIGNED, persisted=True), nullable=False),
     Column("credit_micro", BIG, nullable=False, server_default="0"),
     Column("credit_pico", BIG, nullable=False, server_default="0"),
+    Column("image_input_tokens", BIG, nullable=False, server_default="0"),
+    Column("audio_input_tokens", BIG, nullable=False, server_default="0"),
     Index("ix_usage_hourly_window_start", "window_start"),
     Index(
         "ix_usage_hourly_unassigned",

@@ -15,7 +15,10 @@ from billing.ledger import schema
 from billing.money import Pico, join
 
 _HOURLY, _CUSTOMERS, _KEYS = schema.usage_hourly, schema.customers, schema.api_keys
-_COUNTS = ("requests", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
+_COUNTS = (
+    *("requests", "input_tokens", "cached_input_tokens", "image_input_tokens", "audio_input_tokens"),
+    *("output_tokens", "reasoning_tokens"),
+)
 _MONEY = ("cost_micro", "cost_pico", "amount_micro", "amount_pico")
 
 
@@ -40,6 +43,8 @@ class Total:
     requests: int
     input_tokens: int
     cached_input_tokens: int
+    image_input_tokens: int
+    audio_input_tokens: int
     output_tokens: int
     reasoning_tokens: int
     cost: Pico

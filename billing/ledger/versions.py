@@ -56,6 +56,8 @@ def append_cost_rate(
         "model": rate.model,
         "input": rate_text(rate.input),
         "cached_input": None if rate.cached_input is None else rate_text(rate.cached_input),
+        "image_input": None if rate.image_input is None else rate_text(rate.image_input),
+        "audio_input": None if rate.audio_input is None else rate_text(rate.audio_input),
         "output": rate_text(rate.output),
         "reasoning": None if rate.reasoning is None else rate_text(rate.reasoning),
         "request": amount_number(rate.request),
@@ -145,9 +147,15 @@ def load_quote(conn: sa.Connection, ref: str) -> Quote:
         raise NotFoundError(f"there is no quote {ref!r}")
     return Quote(
         **{name: getattr(row, name) for name in _QUOTE_FIELDS},
-        cost=UnitPrices(*(getattr(row, f"cost_{unit}_pico") for unit in UNITS)),
-        price=UnitPrices(*(getattr(row, f"{unit}_pico") for unit in UNITS)),
+        cost=_unit_prices(row, "cost_"),
+        price=_unit_prices(row, ""),
     )
+
+
+def _unit_prices(row: sa.Row[Any], prefix: str) -> UnitPrices:
+    """Return the prices in a quote's row; what an older release left out costs as input."""
+    values = {unit: getattr(row, f"{prefix}{unit}_pico") for unit in UNITS}
+    return UnitPrices(**{unit: value for unit, value in values.items() if value is not None})
 
 
 def _quote_row(quote: Quote) -> dict[str, Any]:
@@ -169,6 +177,8 @@ def _cost_rate(row: sa.Row[Any]) -> CostRate:
         request=row.request_pico,
         effective_from=row.effective_from,
         recorded_at=row.recorded_at,
+        image_input=row.image_input_pico,
+        audio_input=row.audio_input_pico,
     )
 
 
@@ -181,6 +191,8 @@ def _cost_row(rate: CostRate) -> dict[str, Any]:
         "output_pico": rate.output,
         "reasoning_pico": rate.reasoning,
         "request_pico": rate.request,
+        "image_input_pico": rate.image_input,
+        "audio_input_pico": rate.audio_input,
         "effective_from": rate.effective_from,
         "recorded_at": rate.recorded_at,
     }

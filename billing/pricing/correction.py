@@ -16,7 +16,7 @@ from billing.money import Pico, amount_number
 from billing.pricing.quote import Quote
 from billing.usage import Usage
 
-NOTHING = Usage(0, 0, 0, 0)
+NOTHING = Usage(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class Recount:
     output_tokens: int | None = None
     cached_input_tokens: int | None = None
     reasoning_tokens: int | None = None
+    image_input_tokens: int | None = None
+    audio_input_tokens: int | None = None
 
     def __str__(self) -> str:
         """Name the change, as `adjustments.change` keeps it."""
@@ -143,5 +145,10 @@ def _refuse_impossible(usage: Usage) -> None:
         raise RefusedError(f"a count of tokens is between 0 and {TOKENS_PER_EVENT_MAX}")
     if usage.cached_input_tokens > usage.input_tokens:
         raise RefusedError("cached input tokens are a part of the input tokens and can not be more; give both")
+    if usage.cached_input_tokens + usage.image_input_tokens + usage.audio_input_tokens > usage.input_tokens:
+        raise RefusedError(
+            "cached, image and audio input tokens are parts of the input tokens, together at most all of them; those of"
+            " images and audio count without the cached ones"
+        )
     if usage.reasoning_tokens > usage.output_tokens:
         raise RefusedError("reasoning tokens are a part of the output tokens and can not be more; give both")

@@ -168,6 +168,8 @@ def apply_to_all(cost: UnitPrices, margin: Margin) -> UnitPrices:
         output=apply(cost.output, margin),
         reasoning=apply(cost.reasoning, margin),
         request=apply_to_fee(cost.request, margin),
+        image_input=apply(cost.image_input, margin),
+        audio_input=apply(cost.audio_input, margin),
     )
 
 

@@ -30,7 +30,7 @@ from billing.pricing.margins import Margin, parse_margin
 from billing.pricing.rates import CostRate
 
 MARGIN_KEYS = ("model", "plan", "customer", "margin", "floor", "allow_loss")
-COST_KEYS = ("model", "input", "cached_input", "output", "reasoning", "request")
+COST_KEYS = ("model", "input", "cached_input", "image_input", "audio_input", "output", "reasoning", "request")
 TABLES = ("margin", "cost")
 
 
@@ -171,4 +171,6 @@ def _cost(table: Mapping[str, object], where: str, *, force: bool) -> CostRate:
         request=publish.read_fee(_text(table, "request", where) or "0", "request"),
         effective_from=Instant(0),
         recorded_at=Instant(0),
+        image_input=publish.read_rate_or_none(_text(table, "image_input", where), "image_input", force=force),
+        audio_input=publish.read_rate_or_none(_text(table, "audio_input", where), "audio_input", force=force),
     )

@@ -58,6 +58,8 @@ class CostRate:
     request: Pico
     effective_from: Instant
     recorded_at: Instant
+    image_input: PicoPerToken | None = None
+    audio_input: PicoPerToken | None = None
 
     @property
     def unit_prices(self) -> UnitPrices:
@@ -68,6 +70,8 @@ class CostRate:
             output=self.output,
             reasoning=self.output if self.reasoning is None else self.reasoning,
             request=self.request,
+            image_input=self.input if self.image_input is None else self.image_input,
+            audio_input=self.input if self.audio_input is None else self.audio_input,
         )
 
 

@@ -20,7 +20,10 @@ from billing.money import amount_text
 
 GROUPS = ("model", "customer", "key", "day")
 DEFAULT_GROUPS = ("customer", "model")
-COUNTS = ("requests", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
+COUNTS = (
+    *("requests", "input_tokens", "cached_input_tokens", "image_input_tokens", "audio_input_tokens"),
+    *("output_tokens", "reasoning_tokens"),
+)
 
 
 @dataclass(frozen=True, slots=True)

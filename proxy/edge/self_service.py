@@ -158,7 +158,10 @@ def _receipt(found: Trace) -> Row:
     event = found.event
     tokens: dict[str, Any] = {
         name: getattr(event, name)
-        for name in ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
+        for name in (
+            *("input_tokens", "cached_input_tokens", "image_input_tokens", "audio_input_tokens"),
+            *("output_tokens", "reasoning_tokens"),
+        )
     }
     corrected = sum(note.amount for note in found.adjustments)
     return {
@@ -190,6 +193,8 @@ def unit_prices(price: UnitPrices) -> dict[str, str]:
         "unit": "1M tokens",
         "input": rate_text(price.input),
         "cached_input": rate_text(price.cached_input),
+        "image_input": rate_text(price.image_input),
+        "audio_input": rate_text(price.audio_input),
         "output": rate_text(price.output),
         "reasoning": rate_text(price.reasoning),
         "request": amount_number(price.request),

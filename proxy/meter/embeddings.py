@@ -12,6 +12,7 @@ it is parsed: `skeleton`.
 from typing import Any
 
 from billing.tokens.counting import OutputTally
+from proxy.meter.reading import media_of
 from proxy.meter.steps import Settle
 from proxy.meter.told import Told, count, mapping, parsed_object
 
@@ -30,7 +31,13 @@ def told_of(answer: dict[str, Any] | None) -> Told | None:
     """Return what an answer reports."""
     usage = mapping((answer or {}).get("usage"))
     prompt = count(usage.get("prompt_tokens"))
-    told = Told(count(usage.get("total_tokens")) if prompt is None else prompt, 0)
+    image, audio = media_of(mapping(usage.get("prompt_tokens_details")))
+    told = Told(
+        input_tokens=count(usage.get("total_tokens")) if prompt is None else prompt,
+        output_tokens=0,
+        image_input_tokens=image,
+        audio_input_tokens=audio,
+    )
     return told if told.usage is not None else None
 
 

@@ -115,7 +115,7 @@ class Gatherer:
                 "completion_tokens": usage.output_tokens,
                 "prompt_tokens": usage.input_tokens,
                 "total_tokens": usage.input_tokens + usage.output_tokens,
-                "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens},
+                "prompt_tokens_details": _prompt_details(usage),
             }
         answer["id"] = common.get("id")
         if self._timings is not None:
@@ -210,6 +210,12 @@ class _Call:
         """Return the call with its fields in llama.cpp's order."""
         function = {"name": "".join(self._name), "arguments": "".join(self._arguments)}
         return {"type": "function", "function": function, "id": self._id}
+
+
+def _prompt_details(usage: Usage) -> dict[str, int]:
+    """Return the parts of a prompt; llama.cpp names no others than the cached one so far."""
+    media = {"image_tokens": usage.image_input_tokens, "audio_tokens": usage.audio_input_tokens}
+    return {"cached_tokens": usage.cached_input_tokens} | {name: tokens for name, tokens in media.items() if tokens}
 
 
 def written(answer: dict[str, Any]) -> bytes:

@@ -1,7 +1,8 @@
 """Usage objects of the OpenAI shape, read tolerantly, and the edit that adds `cost` to them.
 
-`prompt_tokens` includes the cached part and `completion_tokens` the reasoning part (OpenAI, llama.cpp, vLLM, SGLang);
-SGLang also says `reasoning_tokens` at the top level. A wrong sign is kept, for `billing.usage.provable` to judge.
+`prompt_tokens` includes the cached part, images and audio, and `completion_tokens` the reasoning part (OpenAI,
+llama.cpp, vLLM, SGLang); what the details call `image_tokens` and `audio_tokens` is read where it is told. SGLang
+also says `reasoning_tokens` at the top level. A wrong sign is kept, for `billing.usage.provable` to judge.
 
 Nothing is free by accident (I11): a report counts only if it is one. Both totals have to be integers, and one of them
 other than 0, because Ollama's `/v1/completions` puts a usage of zeros on every chunk: taken at its word, it would make
@@ -53,11 +54,21 @@ def usage_of(parsed: object) -> Usage | None:
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not _is_count(prompt) or not _is_count(completion) or not (prompt or completion):
         return None
-    cached = _mapping(usage.get("prompt_tokens_details")).get("cached_tokens")
+    details = _mapping(usage.get("prompt_tokens_details"))
+    cached = details.get("cached_tokens")
     reasoning = _mapping(usage.get("completion_tokens_details")).get("reasoning_tokens")
     if reasoning is None:
         reasoning = usage.get("reasoning_tokens")
-    return Usage(prompt, completion, _count(cached) if cached else 0, _count(reasoning) if reasoning else 0)
+    cached = _count(cached) if cached else 0
+    reasoning = _count(reasoning) if reasoning else 0
+    if "image_tokens" not in details and "audio_tokens" not in details:
+        return Usage(prompt, completion, cached, reasoning)
+    return Usage(prompt, completion, cached, reasoning, *media_of(details))
+
+
+def media_of(details: dict[str, Any]) -> tuple[int, int]:
+    """Return the tokens of images and of audio that the details of a prompt tell; what is no count is 0."""
+    return _count(details.get("image_tokens")), _count(details.get("audio_tokens"))
 
 
 def timings_of(parsed: object) -> Usage | None:

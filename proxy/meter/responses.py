@@ -3,6 +3,7 @@
     usage in `response.completed` (incomplete, failed)   the terminal event, held; there is no `[DONE]`
     usage of other events                                ignored: running or zero counts are not the answer's
     `input_tokens` includes the cached part              `input_tokens_details.cached_tokens`
+    `input_tokens` includes images and audio             `input_tokens_details.image_tokens`, `audio_tokens`
     `output_tokens` includes the reasoning               `output_tokens_details.reasoning_tokens` (vLLM)
     `prompt_tokens`, `completion_tokens` instead         SGLang, not streamed
     `timings` beside the response, or on each event      llama.cpp: used where no usage came
@@ -21,7 +22,7 @@ from typing import Any, Final
 from billing.tokens.counting import OutputTally, Piece
 from billing.usage import Usage
 from proxy.meter.flow import CostOf
-from proxy.meter.reading import timings_of, usage_of, with_cost
+from proxy.meter.reading import media_of, timings_of, usage_of, with_cost
 from proxy.meter.steps import Settle
 from proxy.meter.told import Told, count, mapping, objects, parsed_object, proven, string
 from proxy.meter.typed import ERROR, TypedFlow, kind_of, may_end_badly, names_of
@@ -50,11 +51,15 @@ _RESPONSE: Final = re.compile(rb'"response"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
 def told_of(response: dict[str, Any]) -> Told | None:
     """Return what a response object reports."""
     usage = mapping(response.get("usage"))
+    details = mapping(usage.get("input_tokens_details"))
+    image, audio = media_of(details)
     told = Told(
         input_tokens=count(usage.get("input_tokens")),
         output_tokens=count(usage.get("output_tokens")),
-        cached_input_tokens=count(mapping(usage.get("input_tokens_details")).get("cached_tokens")) or 0,
+        cached_input_tokens=count(details.get("cached_tokens")) or 0,
         reasoning_tokens=count(mapping(usage.get("output_tokens_details")).get("reasoning_tokens")) or 0,
+        image_input_tokens=image,
+        audio_input_tokens=audio,
     )
     if told.input_tokens is not None or told.output_tokens is not None:
         return told

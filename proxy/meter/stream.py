@@ -208,7 +208,12 @@ class StreamMeter:
         if self._reported < self._outputs.total:
             return None
         n = self._outputs.n
-        return usage._replace(input_tokens=usage.input_tokens // n, cached_input_tokens=usage.cached_input_tokens // n)
+        return usage._replace(
+            input_tokens=usage.input_tokens // n,
+            cached_input_tokens=usage.cached_input_tokens // n,
+            image_input_tokens=usage.image_input_tokens // n,
+            audio_input_tokens=usage.audio_input_tokens // n,
+        )
 
     def _timings(self) -> Usage | None:
         """Return the usage that llama.cpp's counters on the last event tell, reported or not."""

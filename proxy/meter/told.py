@@ -22,6 +22,8 @@ class Told(NamedTuple):
     output_tokens: int | None
     cached_input_tokens: int = 0
     reasoning_tokens: int = 0
+    image_input_tokens: int = 0
+    audio_input_tokens: int = 0
     is_idle: bool = False
 
     @property
@@ -31,7 +33,14 @@ class Told(NamedTuple):
             return Usage(0, 0)
         if not self.input_tokens or self.output_tokens is None:
             return None
-        return Usage(self.input_tokens, self.output_tokens, self.cached_input_tokens, self.reasoning_tokens)
+        return Usage(
+            self.input_tokens,
+            self.output_tokens,
+            self.cached_input_tokens,
+            self.reasoning_tokens,
+            self.image_input_tokens,
+            self.audio_input_tokens,
+        )
 
     def over(self, tally: OutputTally) -> OutputTally:
         """Return the tally of what was delivered, with the output that was told in the place of its count."""

@@ -103,14 +103,20 @@ def exceeds_output(reported: Usage, counted: Counted) -> bool:
 def judge(reported: Usage, counted: Counted, *, clamps_output: bool) -> tuple[Usage, tuple[Anomaly, ...]]:
     """Return what is billed of a report, and what is wrong with it.
 
-    A cached part above the reported prompt is left for `billing.usage.provable`, which names it.
+    A cached part above the reported prompt is left for `billing.usage.provable`, which names it. A prompt that we can
+    count is text: it has no part that is images or audio.
     """
     usage, anomalies = reported, []
     if exceeds_input(reported, counted):
         assert counted.input_tokens is not None, "it is exceeded"
         cached = reported.cached_input_tokens
         kept = min(cached, counted.input_tokens) if cached <= reported.input_tokens else cached
-        usage = usage._replace(input_tokens=counted.input_tokens, cached_input_tokens=kept)
+        usage = usage._replace(
+            input_tokens=counted.input_tokens,
+            cached_input_tokens=kept,
+            image_input_tokens=0,
+            audio_input_tokens=0,
+        )
         anomalies.append(Anomaly.INPUT_IMPLAUSIBLE)
     if exceeds_output(reported, counted):
         anomalies.append(Anomaly.OUTPUT_MISMATCH)

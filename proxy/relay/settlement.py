@@ -205,6 +205,10 @@ class Settlement:
             quote.ref,
             window_start(principal, at, self._services.days.start_of(at)),
             anomaly,
+            None,
+            None,
+            usage.image_input_tokens,
+            usage.audio_input_tokens,
         )
 
     # checkpoints (`proxy/checkpoints.py`)

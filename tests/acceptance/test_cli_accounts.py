@@ -263,6 +263,8 @@ def test_usage_has_the_promised_fields(weir: Weir, used: dict[str, Any]) -> None
         "requests": 2,
         "input_tokens": 2_000,
         "cached_input_tokens": 1_200,
+        "image_input_tokens": 0,
+        "audio_input_tokens": 0,
         "output_tokens": 1_000,
         "reasoning_tokens": 400,
         "cost": "0.000180000000",
@@ -361,6 +363,8 @@ def test_a_trace_has_the_events_row_and_its_prices(weir: Weir, used: dict[str, A
     assert traced["unit_prices"] == {
         "input": "0.0390",
         "cached_input": "0.0039",
+        "image_input": "0.0390",
+        "audio_input": "0.0390",
         "output": "0.1560",
         "reasoning": "0.1560",
         "request": "0",

@@ -102,6 +102,8 @@ def test_a_part_that_was_not_given_has_no_rate_of_its_own(weir: Weir) -> None:
     assert explained["cost"] == {
         "input": "0.0300",
         "cached_input": "0.0300",
+        "image_input": "0.0300",
+        "audio_input": "0.0300",
         "output": "0.1200",
         "reasoning": "0.1200",
         "request": "0",
@@ -274,6 +276,8 @@ def test_an_explanation_shows_cost_margin_and_price_of_every_unit(weir: Weir) ->
     assert explained["price"] == {
         "input": "0.083333",
         "cached_input": "0.083333",
+        "image_input": "0.083333",
+        "audio_input": "0.083333",
         "output": "0.2000",
         "reasoning": "0.2000",
         "request": "0.000166666667",

@@ -84,6 +84,8 @@ def test_versions_come_back_as_they_were_written(database: Database) -> None:
             Pico(REQUEST_FEE_PICO_MAX // 2),
             NOW,
             NOW,
+            PicoPerToken(0),
+            PicoPerToken(7),
         ),
     ]
     rules = [
@@ -141,6 +143,8 @@ def test_every_change_is_seen_by_gateways_and_logged(database: Database) -> None
         "cached_input": None,
         "output": "0.1200",
         "reasoning": None,
+        "image_input": None,
+        "audio_input": None,
         "request": "0.5",
         "currency": "usd",
         "effective_from": "2026-03-01T00:00:00Z",
@@ -282,7 +286,7 @@ def extreme_quote() -> Quote:
         margin_rule_id=None,
         margin=margin,
         cost=prices,
-        price=UnitPrices(PicoPerToken(2), most, PicoPerToken(3), most, Pico(4)),
+        price=UnitPrices(PicoPerToken(2), most, PicoPerToken(3), most, Pico(4), most, PicoPerToken(0)),
     )
 
 
@@ -297,6 +301,21 @@ def test_a_quote_comes_back_as_it_was_stored_however_often(database: Database) -
         assert [versions.load_quote(conn, quote.ref) for quote in quotes] == quotes
         count = conn.scalar(sa.select(sa.func.count()).select_from(schema.price_quotes))
     assert count == 2
+
+
+def test_a_quote_of_the_release_before_images_prices_them_as_input(database: Database) -> None:
+    """Its row has no prices for them; a worker of this release finds the same quote in it, under the same ref."""
+    plain = replace(extreme_quote(), price=extreme_quote().cost)
+    with database.writing() as conn:
+        versions.store_quote(conn, plain)
+        unit_columns = [f"{side}{unit}_input_pico" for side in ("cost_", "") for unit in ("image", "audio")]
+        conn.execute(sa.update(schema.price_quotes).values(dict.fromkeys(unit_columns)))
+
+    with database.writing() as conn:
+        versions.store_quote(conn, plain)
+        found = versions.load_quote(conn, plain.ref)
+    assert found == plain
+    assert found.price.image_input == found.price.audio_input == found.price.input == RATE_PICO_MAX
 
 
 def test_another_quote_under_the_same_ref_is_never_taken_for_the_first(database: Database) -> None:

@@ -35,13 +35,15 @@ counts = st.integers(0, 10**5)
 @st.composite
 def unit_prices(draw: st.DrawFn) -> UnitPrices:
     """Any prices, parts dearer than their wholes too."""
-    whole, cached, output, reasoning, request = (draw(prices) for _ in range(5))
+    whole, cached, output, reasoning, request, image, audio = (draw(prices) for _ in range(7))
     return UnitPrices(
         input=PicoPerToken(whole),
         cached_input=PicoPerToken(cached),
         output=PicoPerToken(output),
         reasoning=PicoPerToken(reasoning),
         request=Pico(request),
+        image_input=PicoPerToken(image),
+        audio_input=PicoPerToken(audio),
     )
 
 
@@ -53,7 +55,9 @@ def test_a_request_never_costs_more_than_its_worst_case(
     input_tokens = data.draw(st.integers(0, prompt))
     output_tokens = data.draw(st.integers(0, need.tokens * outputs))
     cached, reasoning = data.draw(st.integers(0, input_tokens)), data.draw(st.integers(0, output_tokens))
-    assert price.charge(Usage(input_tokens, output_tokens, cached, reasoning)) <= need.most
+    image = data.draw(st.integers(0, input_tokens - cached))
+    audio = data.draw(st.integers(0, input_tokens - cached - image))
+    assert price.charge(Usage(input_tokens, output_tokens, cached, reasoning, image, audio)) <= need.most
 
 
 @given(unit_prices(), counts, st.integers(0, 10**4), st.integers(1, 8), st.integers(0, 10**12))

@@ -34,7 +34,7 @@ all_margins = st.one_of(
 )
 scopes = st.builds(Scope, st.none() | st.sampled_from(MODELS), st.none() | st.sampled_from(CUSTOMERS))
 cost_rates = st.lists(
-    st.tuples(st.sampled_from(MODELS), rates, parts, rates, parts, rates.map(Pico), instants, instants),
+    st.tuples(st.sampled_from(MODELS), rates, parts, rates, parts, rates.map(Pico), instants, instants, parts, parts),
     max_size=8,
 ).map(lambda rows: [CostRate(f"cost_{number:03d}", *row) for number, row in enumerate(rows)])
 margin_rules = st.lists(
@@ -82,7 +82,8 @@ def plain_quote(prices: PriceBook, model: str, customer: str | None, at: int) ->
     margin = DEFAULT if rule is None or rule.margin is None else rule.margin
     cached = rate.input if rate.cached_input is None else rate.cached_input
     reasoning = rate.output if rate.reasoning is None else rate.reasoning
-    costs = (rate.input, cached, rate.output, reasoning, rate.request)
+    image, audio = (rate.input if own is None else own for own in (rate.image_input, rate.audio_input))
+    costs = (rate.input, cached, rate.output, reasoning, rate.request, image, audio)
     return Quote.of(
         model=model,
         currency="usd",
@@ -226,16 +227,35 @@ def test_every_margin_is_read_as_it_was_written(share_ppm: int, kind: MarginKind
     assert parse_margin(str(margin), allow_loss=True, force=True) == margin
 
 
-usages = st.builds(Usage, *[st.integers(0, 10**9)] * 4).map(lambda usage: provable(usage, None)[0])
-unit_prices = st.builds(UnitPrices, *[rates] * 4, rates.map(Pico))
+@given(st.builds(Usage, *[st.integers(-5, 30)] * 6), st.none() | st.integers(0, 20))
+def test_the_provable_part_is_within_its_wholes_and_within_what_was_reported(
+    reported: Usage, limit: int | None
+) -> None:
+    """No token twice, none that was not told of; and what can be true is billed as it is."""
+    usage, anomalies = provable(reported, limit)
+
+    assert min(usage) >= 0
+    assert usage.cached_input_tokens + usage.image_input_tokens + usage.audio_input_tokens <= usage.input_tokens
+    assert usage.reasoning_tokens <= usage.output_tokens
+    assert all(kept <= max(0, told) for kept, told in zip(usage, reported, strict=True))
+    assert provable(usage, limit) == (usage, ())
+    assert anomalies or usage[:4] == reported[:4]
+    parts_fit = reported.cached_input_tokens + reported.image_input_tokens + reported.audio_input_tokens
+    assert anomalies or parts_fit > reported.input_tokens or usage == reported
+
+
+usages = st.builds(Usage, *[st.integers(0, 10**9)] * 6).map(lambda usage: provable(usage, None)[0])
+unit_prices = st.builds(UnitPrices, *[rates] * 4, rates.map(Pico), rates, rates)
 
 
 @given(unit_prices, usages)
 def test_an_amount_is_the_sum_over_its_types(prices: UnitPrices, usage: Usage) -> None:
     """Each token at the price of its own type, and the fee once."""
     by_type = (
-        (usage.input_tokens - usage.cached_input_tokens, prices.input),
+        (usage.input_tokens - usage.cached_input_tokens - sum(usage[4:]), prices.input),
         (usage.cached_input_tokens, prices.cached_input),
+        (usage.image_input_tokens, prices.image_input),
+        (usage.audio_input_tokens, prices.audio_input),
         (usage.output_tokens - usage.reasoning_tokens, prices.output),
         (usage.reasoning_tokens, prices.reasoning),
     )
@@ -247,12 +267,7 @@ def test_an_amount_is_the_sum_over_its_types(prices: UnitPrices, usage: Usage) -
 @given(unit_prices, usages, usages)
 def test_two_requests_cost_what_they_do_together_and_one_more_fee(prices: UnitPrices, one: Usage, other: Usage) -> None:
     """So rollups may add tokens or amounts: both come to the same."""
-    together = Usage(
-        one.input_tokens + other.input_tokens,
-        one.output_tokens + other.output_tokens,
-        one.cached_input_tokens + other.cached_input_tokens,
-        one.reasoning_tokens + other.reasoning_tokens,
-    )
+    together = Usage(*(first + second for first, second in zip(one, other, strict=True)))
 
     assert prices.charge(one) + prices.charge(other) == prices.charge(together) + prices.request
 

@@ -59,6 +59,8 @@ def test_two_requests_are_one_row_with_their_sums(conn: sa.Connection) -> None:
             "requests": 2,
             "input_tokens": 2_000,
             "cached_input_tokens": 1_200,
+            "image_input_tokens": 0,
+            "audio_input_tokens": 0,
             "output_tokens": 1_000,
             "reasoning_tokens": 400,
             "cost": "0.000180000000",

@@ -197,6 +197,13 @@ def test_what_can_not_be_true_is_left_for_the_judge() -> None:
     assert relay(ResponsesMeter(), [event(ended(usage=told))])[1].usage == Usage(-3, 44, 99, -1)
 
 
+def test_images_and_audio_are_parts_of_the_prompt() -> None:
+    """Their counts stand beside the cached one."""
+    details = {"cached_tokens": 2, "image_tokens": 6, "audio_tokens": 3}
+    told = usage(13, 44, input_tokens_details=details)
+    assert relay(ResponsesMeter(), [event(ended(usage=told))])[1].usage == Usage(13, 44, 2, 0, 6, 3)
+
+
 @pytest.mark.parametrize("details", [None, [], {"cached_tokens": None}, {"cached_tokens": "11"}])
 def test_details_of_a_wrong_type_are_none(details: object) -> None:
     """A part that was not told is no part."""

@@ -1,6 +1,6 @@
 """Quotes: exact amounts, refs that follow from the content, and what is sold too cheap or too dear."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
@@ -134,4 +134,38 @@ def test_the_units_are_the_fields_in_order() -> None:
         "output": 3,
         "reasoning": 4,
         "request": 5,
+        "image_input": 1,
+        "audio_input": 1,
     }
+
+
+MEDIA = replace(prices(fee="0.001"), image_input=parse_rate("0.05"), audio_input=parse_rate("0.005"))
+
+
+def test_images_and_audio_are_charged_at_prices_of_their_own() -> None:
+    """150 × 0.03 + 400 × 0.01 + 350 × 0.05 + 100 × 0.005 + 300 × 0.12 + 200 × 0.24 per 1M, and 0.001: by hand."""
+    usage = Usage(1000, 500, cached_input_tokens=400, reasoning_tokens=200)
+    usage = usage._replace(image_input_tokens=350, audio_input_tokens=100)
+
+    assert amount_text(MEDIA.charge(usage)) == "0.001110500000"  # 4.5 + 4 + 17.5 + 0.5 + 36 + 48 = 110.5 µ, and the fee
+    assert prices(fee="0.001").charge(usage) == prices(fee="0.001").charge(Usage(1000, 500, 400, 200))
+
+
+def test_prices_of_images_that_are_those_of_input_leave_the_ref_as_it_was() -> None:
+    """A worker of the release before them has stored the quote under its ref; another price makes another one."""
+    as_input = prices()
+    spelt_out = replace(as_input, image_input=as_input.input, audio_input=as_input.input)
+
+    assert quote(cost=spelt_out, price=spelt_out).ref == quote(cost=as_input, price=as_input).ref
+    assert quote(cost=MEDIA, price=MEDIA).ref != quote(cost=prices(fee="0.001"), price=prices(fee="0.001")).ref
+
+
+def test_images_and_audio_are_named_apart_only_where_their_price_is_their_own() -> None:
+    """Without rates of their own they are input, and what is wrong with that is said once."""
+    cost, free = prices(), prices("0 0.01 0.12 0.24")
+    own = with_unit(cost, "image_input", 0)
+
+    assert (
+        quote(cost=cost, price=free).units_given_away() == quote(cost=cost, price=free).units_below_cost() == ("input",)
+    )
+    assert quote(cost=cost, price=own).units_given_away() == ("image_input",)

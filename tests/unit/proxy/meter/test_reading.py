@@ -44,6 +44,17 @@ READ: list[tuple[str, dict[str, Any], Usage | None]] = [
     ("fractions are no counts, not even whole ones", usage(13.0, 44.0), None),
     ("truth is no count", usage(True, True), None),
     ("wrongly typed details", usage(13, 44, prompt_tokens_details=[9], completion_tokens_details="x"), Usage(13, 44)),
+    (
+        "OpenAI's parts of a prompt",
+        usage(13, 44, prompt_tokens_details={"cached_tokens": 2, "audio_tokens": 3, "image_tokens": 6}),
+        Usage(13, 44, 2, 0, 6, 3),
+    ),
+    ("a picture alone", usage(13, 44, prompt_tokens_details={"image_tokens": 6}), Usage(13, 44, 0, 0, 6)),
+    (
+        "details of a picture and a wrong type",
+        usage(13, 44, prompt_tokens_details={"image_tokens": -6, "audio_tokens": True}),
+        Usage(13, 44, 0, 0, -6),
+    ),
     ("fractional details", usage(13, 44, prompt_tokens_details={"cached_tokens": 1.5}), Usage(13, 44)),
     ("other conventions", {"input_tokens": 13, "output_tokens": 44}, None),
     ("nothing", {}, None),
