@@ -38,6 +38,7 @@ class Drainer:
         self._database = database
         self._spool = spool
         self._shard = shard
+        self._told = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weir-spool", daemon=True)
 
@@ -62,8 +63,12 @@ class Drainer:
         try:
             drained = drain(self._database, self._spool, self._shard, clock.now)
             log.warning("spool.drained", extra={"rows": drained})
-        except (DatabaseError, DatabaseAwayError, SpoolError) as error:
+        except (DatabaseError, DatabaseAwayError) as error:
             if isinstance(error, DatabaseError) and not is_away(error):
                 log.exception("spool.failed")
+        except SpoolError as error:
+            if str(error) != self._told:
+                log.error("spool.failed", extra={"error": str(error)})  # noqa: TRY400 -- it says why
+            self._told = str(error)
         except Exception:  # at the thread's edge: without it the spool would never be emptied
             log.exception("spool.failed")

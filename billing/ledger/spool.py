@@ -6,17 +6,19 @@ its id. Beside them the spool keeps the checkpoints of streams in flight, as the
 
 The file belongs to whoever holds the lock beside it, which dies with its holder: so a spool whose worker is gone is
 taken over by another process on this host, and never by two. An event that the ledger will not have (a fault of ours)
-is set aside and kept.
+is set aside and kept; so is one whose text is not what was written (a torn disk), which its checksum tells.
 """
 
 import contextlib
 import fcntl
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from billing import ids
 from billing.errors import WeirError
@@ -25,6 +27,10 @@ from billing.ledger.due import Due
 from billing.limits import SPOOL_ROWS_MAX
 
 SUFFIX = ".spool"
+SUM_CHARS = 8
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading a text raises that is no event's."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, due TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS checkpoints (id TEXT PRIMARY KEY, due TEXT NOT NULL) STRICT;
@@ -32,7 +38,10 @@ CREATE TABLE IF NOT EXISTS refused (seq INTEGER PRIMARY KEY, id TEXT NOT NULL, d
 """
 
 
+_CHECKPOINTS = "SELECT rowid, CAST(id AS BLOB), CAST(due AS BLOB) FROM checkpoints ORDER BY id"
 _COUNTS = "SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM refused)"
+
+log = logging.getLogger("weir.spool")
 
 
 class SpoolError(WeirError):
@@ -40,10 +49,11 @@ class SpoolError(WeirError):
 
 
 class Spooled(NamedTuple):
-    """An event and its place in the order."""
+    """An event or a checkpoint, and its place in the order; `due` is None if its text is damaged."""
 
     seq: int
-    due: Due
+    event_id: str
+    due: Due | None
 
 
 class Spool:
@@ -92,7 +102,7 @@ class Spool:
         """Make events durable, and forget their checkpoints. Raises SpoolError if it can not be done."""
         if self.rows + len(dues) > SPOOL_ROWS_MAX:
             raise SpoolError(f"{self.path} holds {self.rows} events; that is its limit")
-        rows = [(due.event.id, dues_.to_text(due)) for due in dues]
+        rows = [(due.event.id, _summed(due)) for due in dues]
         with self._writing() as connection:
             connection.executemany("INSERT OR IGNORE INTO events (id, due) VALUES (?, ?)", rows)
             connection.executemany("DELETE FROM checkpoints WHERE id = ?", [(row[0],) for row in rows])
@@ -100,19 +110,19 @@ class Spool:
 
     def checkpoint(self, made: Sequence[Due], over: Sequence[str]) -> None:
         """Keep checkpoints of streams in flight, and forget those of streams that are over. Raises SpoolError."""
-        rows = [(due.event.id, dues_.to_text(due)) for due in made]
+        rows = [(due.event.id, _summed(due)) for due in made]
         with self._writing() as connection:
             connection.executemany("INSERT OR REPLACE INTO checkpoints (id, due) VALUES (?, ?)", rows)
             connection.executemany("DELETE FROM checkpoints WHERE id = ?", [(event_id,) for event_id in over])
 
     def first(self, rows_max: int) -> list[Spooled]:
         """Return the oldest events. Raises SpoolError."""
-        query = "SELECT seq, due FROM events ORDER BY seq LIMIT ?"
-        return [Spooled(seq, dues_.from_text(text)) for seq, text in self._all(query, rows_max)]
+        query = "SELECT seq, CAST(id AS BLOB), CAST(due AS BLOB) FROM events ORDER BY seq LIMIT ?"
+        return [_read(*row) for row in self._all(query, rows_max)]
 
-    def checkpoints(self) -> list[Due]:
+    def checkpoints(self) -> list[Spooled]:
         """Return all checkpoints. Raises SpoolError."""
-        return [dues_.from_text(row[0]) for row in self._all("SELECT due FROM checkpoints ORDER BY id")]
+        return [_read(*row) for row in self._all(_CHECKPOINTS)]
 
     def remove(self, seqs: Sequence[int]) -> None:
         """Forget events: the ledger has them. Raises SpoolError."""
@@ -128,9 +138,16 @@ class Spool:
     def set_aside(self, seq: int) -> None:
         """Keep an event that the ledger refuses where it does not stop the others. Raises SpoolError."""
         with self._writing() as connection:
-            connection.execute("INSERT INTO refused SELECT seq, id, due FROM events WHERE seq = ?", (seq,))
+            connection.execute("INSERT INTO refused (id, due) SELECT id, due FROM events WHERE seq = ?", (seq,))
             connection.execute("DELETE FROM events WHERE seq = ?", (seq,))
         self.rows = self._one("SELECT count(*) FROM events")
+        self.refused = self._one("SELECT count(*) FROM refused")
+
+    def set_checkpoint_aside(self, seq: int) -> None:
+        """Keep a checkpoint that can not be read. Raises SpoolError."""
+        with self._writing() as connection:
+            connection.execute("INSERT INTO refused (id, due) SELECT id, due FROM checkpoints WHERE rowid = ?", (seq,))
+            connection.execute("DELETE FROM checkpoints WHERE rowid = ?", (seq,))
         self.refused = self._one("SELECT count(*) FROM refused")
 
     def close(self) -> None:
@@ -171,13 +188,32 @@ class Spool:
                 raise SpoolError(f"{self.path} can not be written: {error}") from None
 
 
+def _summed(due: Due) -> str:
+    text = dues_.to_text(due)
+    return f"{crc32(text.encode()):0{SUM_CHARS}x}{text}"
+
+
+def _read(seq: int, event_id: bytes, raw: bytes) -> Spooled:
+    """Read a row. What a release before checksums wrote begins at once."""
+    due = None
+    try:
+        text = raw if raw.startswith(b"{") else raw[SUM_CHARS:]
+        if text is raw or int(raw[:SUM_CHARS], 16) == crc32(text):
+            due = dues_.from_text(text.decode())
+    except UNREADABLE:
+        pass
+    return Spooled(seq, event_id.decode(errors="replace"), due)
+
+
 def orphans(folder: Path) -> Iterator[Spool]:
-    """Open each spool whose worker is gone; the caller closes it. Raises SpoolError."""
+    """Open each spool whose worker is gone; the caller closes it. One that can not be read is told and passed over."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             yield Spool(path)
         except BlockingIOError:
             continue  # its worker lives, or somebody else drains it
+        except SpoolError as error:
+            log.error("spool.failed", extra={"file": path.name, "error": str(error)})  # noqa: TRY400 -- it says why
 
 
 class Waiting(NamedTuple):
@@ -194,9 +230,7 @@ def waiting(folder: Path) -> Waiting:
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as reader:
-                found = reader.execute(
-                    "SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM refused)"
-                ).fetchone()
+                found = reader.execute(_COUNTS).fetchone()
         except sqlite3.Error as error:
             if not path.exists():
                 continue

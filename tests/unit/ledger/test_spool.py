@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from billing.ledger import inflight, migrate, schema, spool
 from billing.ledger.database import Database
 from billing.ledger.due import Due
 from billing.ledger.spool import Spool, SpoolError
+from billing.money import Pico
 from tests.unit.ledger.made import event, quote
 
 NOON = Instant(1_772_366_400_000_000)
@@ -93,6 +95,63 @@ def test_what_the_ledger_refuses_is_kept_and_stops_nothing(database: Database, o
     assert own.refused == 1
 
 
+def test_what_a_torn_disk_left_is_set_aside_and_stops_nothing(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Texts that are cut, empty, not UTF-8, no event's, or that a changed digit made another amount: none is billed."""
+    folder = tmp_path / "spool"
+    dead = Spool.new(folder)
+    given = made(7)
+    dead.append(given)
+    stream, other = (Due(inflight.interrupted(each.event), QUOTE) for each in made(2))
+    dead.checkpoint([stream, other], [])
+    path = dead.path
+    dead.close()
+    dearer = ("UPDATE events SET due = replace(due, '\"amount_pico\":117000000', '\"amount_pico\":917000000')", 5)
+    with closing(sqlite3.connect(path)) as behind, behind:
+        for change, seq in (
+            ("UPDATE events SET due = substr(due, 1, 200)", 1),
+            ("UPDATE events SET due = ''", 2),
+            ("UPDATE events SET due = CAST(x'7b22ff22' AS TEXT), id = CAST(x'ff' AS TEXT)", 3),
+            ("UPDATE events SET due = '[1]'", 4),
+            dearer,
+        ):
+            assert behind.execute(f"{change} WHERE seq = {seq}").rowcount == 1
+        changed = behind.execute("SELECT count(*) FROM events WHERE instr(due, '917000000')").fetchone()
+        assert changed == (1,)
+        behind.execute("UPDATE checkpoints SET due = 'x' WHERE id = ?", (stream.event.id,))
+    (folder / "0.spool").write_bytes(b"torn" * 2_000)
+    assert drain.adopt(database, folder, 1, now) == 3
+    assert recorded(database) == sorted(due.event.id for due in (*given[5:], other))
+    said = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert (said.count("spool.damaged"), said.count("spool.failed")) == (6, 1), "each is said, and the torn file"
+    with pytest.raises(SpoolError, match=r"0\.spool can not be read"):
+        spool.waiting(folder)
+    (folder / "0.spool").unlink()
+    assert spool.waiting(folder) == (1, 0, 6), "nothing is thrown away"
+    orphan = Spool(path)
+    orphan.append(made(1))
+    assert drain.drain(database, orphan, 1, now) == 1, "it goes on"
+    orphan.close()
+
+
+def test_events_are_refused_again_and_again(database: Database, own: Spool) -> None:
+    """One by one, as workers meet them; also what no column could hold, and a price that changed under its name."""
+    huge = made(1)[0]
+    another = made(1)[0]
+    dearer = replace(QUOTE, price=replace(QUOTE.price, request=Pico(1)))
+    for broken in (
+        huge._replace(event=huge.event._replace(upstream=None)),  # type: ignore[arg-type]
+        huge._replace(event=huge.event._replace(output_tokens=2**63)),
+        another._replace(quote=dearer),
+    ):
+        fine = made(1)
+        own.append([*fine, broken])
+        assert drain.drain(database, own, 1, now) == 1
+        assert fine[0].event.id in recorded(database)
+    assert (own.rows, own.refused, len(recorded(database))) == (0, 3, 3)
+
+
 def test_a_spool_has_one_holder_and_an_empty_one_leaves_no_file(tmp_path: Path) -> None:
     held = Spool.new(tmp_path)
     with pytest.raises(BlockingIOError):
@@ -154,7 +213,7 @@ def test_an_event_takes_its_checkpoint_out_of_the_spool(database: Database, own:
     other = made(1)[0]
     own.checkpoint([Due(inflight.interrupted(each.event), QUOTE) for each in (due, other)], [])
     own.append([due])
-    assert [each.event.id for each in own.checkpoints()] == [other.event.id]
+    assert [each.event_id for each in own.checkpoints()] == [other.event.id]
     own.checkpoint([], [other.event.id])
     assert own.checkpoints() == []
 
