@@ -1,4 +1,7 @@
-"""Who calls the control plane with an API key: judged like on the data plane, and answered in its shapes."""
+"""Who calls the control plane with an API key: judged like on the data plane, and answered in its shapes.
+
+But a suspended customer may read about itself: it has to see why, and what it is to pay.
+"""
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -16,7 +19,7 @@ from proxy.relay.shapes import error_body
 AWAY = Refusal("recording_unavailable", "this can not be checked now; try again", headers=(retry_after(1),))
 
 
-async def caller(services: Services, request: Request) -> Principal | Refusal:
+async def caller(services: Services, request: Request, *, is_about_itself: bool = False) -> Principal | Refusal:
     """Return whom the request's key stands for, or why it is refused."""
     secret = ids.key_hash(credential(request.headers.raw) or b"")
     principals = services.directory.snapshot.principals
@@ -26,7 +29,7 @@ async def caller(services: Services, request: Request) -> Principal | Refusal:
     except DatabaseAwayError:
         return AWAY
     refusal = refuse_key(found, clock.now())
-    if refusal is not None:
+    if refusal is not None and not (is_about_itself and refusal.code == "customer_suspended"):
         return refusal
     assert found is not None, "refused otherwise"
     return found

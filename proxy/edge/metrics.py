@@ -34,6 +34,9 @@ def exposition(services: Services) -> str:
         ("weir_spooled_events", "Events that wait for the database.", services.recorder.spooled_rows),
         ("weir_recorder_failing", "1 while usage can not be recorded.", int(services.recorder.is_failing)),
     )
+    polls = services.directory.polls
+    lines += ("# HELP weir_directory_polls_total Times that the ledger was asked for changes of keys and prices.",)
+    lines += ("# TYPE weir_directory_polls_total counter", f"weir_directory_polls_total {polls}")
     known = dict(services.gauges)
     gauges += tuple((name, text, known[name]) for name, text in RECONCILING if name in known)
     for name, text, label, values in counters:

@@ -37,7 +37,7 @@ def add(app: FastAPI, config: Config, database: Database, services: Services) ->
     """Add the three endpoints."""
 
     async def answered(request: Request, ask: Callable[[Connection, Principal], Row]) -> Response:
-        who = await caller(services, request)
+        who = await caller(services, request, is_about_itself=True)
         if isinstance(who, Refusal):
             return refused(request.url.path, who)
         try:
@@ -121,6 +121,7 @@ def credits_of(conn: Connection, who: Principal, config: Config, now: Instant) -
     return {
         "object": "credits",
         "prepaid": who.is_prepaid,
+        "suspended": who.suspension,
         "balance": amount_text(held.balance),
         "held": amount_text(held.held),
         "available": amount_text(held.available),

@@ -240,6 +240,18 @@ class Gateway:
         finally:
             connection.close()
 
+    def await_changes(self) -> None:
+        """Return when the (one) worker has looked twice for changes: what was committed before holds now.
+
+        Twice, since a look may have begun before; a look comes every quarter of a second, by the gateway's own clock.
+        """
+        before = self._polls()
+        eventually(lambda: self._polls() >= before + 2, "the gateway looks for changes")
+
+    def _polls(self) -> int:
+        lines = self.page("/metrics").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("weir_directory_polls_total "))
+
     def await_drained(self) -> None:
         """Return when nothing is left in the spool."""
         eventually(lambda: self.readiness["status"] == "ready", "the spool is drained")
