@@ -98,7 +98,8 @@ class UsageEvent(NamedTuple):
     """One row of `usage_events`, in the order of its columns (but for the ledger's own), so that it is bound as it is.
 
     Instants are microseconds since 1970 UTC, amounts picounits. `price_ref` names the quote (unit prices, cost
-    rate and margin rule) that priced it. `window_start` is the billing window that it counts in.
+    rate and margin rule) that priced it. `window_start` is the billing window that it counts in. `prompt_us` and
+    `generation_us` are its fair share of its upstream's busy time (`proxy/relay/busy.py`).
     """
 
     id: str
@@ -127,3 +128,5 @@ class UsageEvent(NamedTuple):
     tags: str | None = None
     image_input_tokens: int = 0
     audio_input_tokens: int = 0
+    prompt_us: int = 0
+    generation_us: int = 0

@@ -63,6 +63,7 @@ PURE = (
     *("billing/stripe_sync/effects.py", "proxy/meter/*.py", "proxy/admit/decide.py", "proxy/admit/limits.py"),
     *("proxy/relay/refusals.py", "proxy/relay/headers.py", "proxy/relay/request.py", "proxy/relay/lifecycle.py"),
     *("proxy/relay/decoding.py", "proxy/relay/doubt.py", "billing/tokens/drift.py", "proxy/relay/gathering.py"),
+    "proxy/relay/busy.py",
 )
 IMPURE = frozenset(
     {"asyncio", "logging", "os", "random", "secrets", "socket", "sqlalchemy", "subprocess", "threading", "time", "uuid"}

@@ -222,6 +222,8 @@ def _adjustment(event: UsageEvent, found: Difference, customer: Customer, at: In
         window_start=clock.window_start(at, customer.period_start, customer.period_end),
         anomaly=None,
         adjusts=event.id,
+        prompt_us=0,
+        generation_us=0,
     )
 
 

@@ -222,6 +222,8 @@ def _written_off(event: UsageEvent, amount: int) -> UsageEvent:
         audio_input_tokens=0,
         anomaly=UNCOVERED,
         adjusts=event.id,
+        prompt_us=0,
+        generation_us=0,
     )
 
 

@@ -4,8 +4,11 @@ A rollup row (customer, window, key, model, shard) grows in the transaction that
 no job can lag, skip or count twice, and reports never read events. A row's `window_seq` grows each time that the
 outbox assigns it to a batch; each event keeps the number it found, which is how `trace` finds its batch exactly.
 
+`upstream_hourly` sums the same events by hour, upstream and model: tokens, cost, and for how long the upstream worked
+for them, for whoever spreads a machine's cost (`billing/pricing/hardware.py`).
+
 `shard` is the writing worker's: workers never wait for each other's row locks, and within a transaction rows are
-taken in key order, so that two writers can not deadlock.
+taken in key order, one table after the other, so that two writers can not deadlock.
 
 The statements go to the driver's cursor as they are, a tuple per row: SQLAlchemy Core costs 30 µs a row here, this 3.
 """
@@ -16,6 +19,7 @@ from types import MappingProxyType
 
 import sqlalchemy as sa
 
+from billing.clock import HOUR_US
 from billing.ledger import schema
 from billing.ledger.database import Cursor, driver_cursor
 from billing.usage import UsageEvent
@@ -43,6 +47,18 @@ _KEY = ("customer_id", "window_start", "api_key_id", "model", "shard")
 _SPLIT = tuple((at - 1, at) for at, name in enumerate(_SUMS) if name.endswith("_pico"))
 """Where the two halves of each amount stand among the sums."""
 
+_WORK_SUMS = (
+    "requests",
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "prompt_us",
+    "generation_us",
+    "cost_micro",
+    "cost_pico",
+)
+_WORK_KEY = ("hour", "upstream", "model", "shard")
+
 _PICO_PER_MICRO = 1_000_000
 _NO_CREDIT: Mapping[str, int] = MappingProxyType({})
 
@@ -68,7 +84,7 @@ def append_on(
     is_sqlite: bool,
 ) -> None:
     """Do what `append` does on the driver's own cursor, inside a transaction. Raises the driver's errors."""
-    insert_sql, upsert_sql = _statements("?" if is_sqlite else "%s")
+    insert_sql, upsert_sql, work_sql = _statements("?" if is_sqlite else "%s")
     sequences: dict[RollupKey, int] = {}
     for key, sums in sorted(_summed(events, shard, credit).items()):
         cursor.execute(upsert_sql, (*key, *sums))
@@ -80,6 +96,8 @@ def append_on(
         for event in events
     ]
     cursor.executemany(insert_sql, rows)
+    for work in sorted(_worked(events, shard)):
+        cursor.execute(work_sql, work)
 
 
 def credit(conn: sa.Connection, event: UsageEvent, shard: int, amount: int) -> None:
@@ -127,8 +145,29 @@ def _summed(events: Sequence[UsageEvent], shard: int, credit: Mapping[str, int])
     return totals
 
 
+def _worked(events: Sequence[UsageEvent], shard: int) -> list[tuple[object, ...]]:
+    """Sum up what each upstream did in each hour for each model, as rows of `upstream_hourly`."""
+    totals: dict[tuple[int, str, str], list[int]] = {}
+    for event in events:
+        key = (event.window_start, event.upstream, event.model)
+        sums = totals.get(key)
+        if sums is None:
+            sums = totals[key] = [0] * (len(_WORK_SUMS) - 1)
+        sums[0] += event.adjusts is None
+        sums[1] += event.input_tokens
+        sums[2] += event.cached_input_tokens
+        sums[3] += event.output_tokens
+        sums[4] += event.prompt_us
+        sums[5] += event.generation_us
+        sums[6] += event.cost_pico
+    return [
+        (window - window % HOUR_US, upstream, model, shard, *sums[:-1], *divmod(sums[-1], _PICO_PER_MICRO))
+        for (window, upstream, model), sums in totals.items()
+    ]
+
+
 @lru_cache
-def _statements(mark: str) -> tuple[str, str]:
+def _statements(mark: str) -> tuple[str, str, str]:
     events = (*UsageEvent._fields, "shard", "window_seq")
     insert = (
         f"INSERT INTO usage_events ({', '.join(events)}) VALUES ({', '.join([mark] * len(events))})"
@@ -136,9 +175,15 @@ def _statements(mark: str) -> tuple[str, str]:
     )
     columns = (*_KEY, *_SUMS)
     sums = ", ".join(f"{name} = usage_hourly.{name} + excluded.{name}" for name in _SUMS)
+    work_columns = (*_WORK_KEY, *_WORK_SUMS)
+    work_sums = ", ".join(f"{name} = upstream_hourly.{name} + excluded.{name}" for name in _WORK_SUMS)
+    work = (
+        f"INSERT INTO upstream_hourly ({', '.join(work_columns)}) VALUES ({', '.join([mark] * len(work_columns))})"
+        f" ON CONFLICT ({', '.join(_WORK_KEY)}) DO UPDATE SET {work_sums} /* weir:events.work */"
+    )
     upsert = (
         f"INSERT INTO usage_hourly ({', '.join(columns)}, window_seq) VALUES ({', '.join([mark] * len(columns))}, 0)"
         f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET {sums}"
         " RETURNING window_seq /* weir:events.rollup */"
     )
-    return insert, upsert
+    return insert, upsert, work

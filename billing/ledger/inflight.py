@@ -15,7 +15,7 @@ Locks: quotes, the worker, checkpoints in the order of their ids, then as `charg
 """
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -43,6 +43,7 @@ _SUMS = (
     *("image_input_tokens", "audio_input_tokens"),
     *("cost_pico", "amount_pico"),
 )
+_TIMES = ("prompt_us", "generation_us")
 _WORKERS = schema.workers
 _INFLIGHT = schema.inflight
 _EVENTS = schema.usage_events
@@ -177,7 +178,7 @@ def _correction(due: Due, recorded: Sequence[UsageEvent]) -> list[Due]:
     A checkpoint may be older than what is recorded, so it only ever adds.
     """
     event = due.event
-    changes = {name: getattr(event, name) - sum(getattr(each, name) for each in recorded) for name in _SUMS}
+    changes = _less(event, recorded, _SUMS)
     amount = changes["amount_pico"]
     is_final = event.outcome != Outcome.INTERRUPTED.value
     if not any(changes.values()) or len(recorded) > CORRECTIONS_MAX:
@@ -191,8 +192,13 @@ def _correction(due: Due, recorded: Sequence[UsageEvent]) -> list[Due]:
         anomaly=Anomaly.RESUMED.value,
         adjusts=event.id,
         **changes,
+        **_less(event, recorded, _TIMES),
     )
     return [Due(adjustment, due.quote, _share(due.payment, amount))]
+
+
+def _less(event: UsageEvent, recorded: Sequence[UsageEvent], names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(event, name) - sum(getattr(each, name) for each in recorded) for name in names}
 
 
 def _share(payment: Payment | None, amount: int) -> Payment | None:

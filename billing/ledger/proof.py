@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from billing.clock import HOUR_US
 from billing.ledger import due as dues
 from billing.ledger import schema
 from billing.money import PICO_PER_MICRO, Pico, join
@@ -28,6 +29,9 @@ _EVENTS, _ROLLUPS, _BATCHES = schema.usage_events, schema.usage_hourly, schema.m
 _ENTRIES, _LEASES, _CHARGES = schema.credit_entries, schema.leases, schema.credit_charges
 _QUOTES, _NOTES, _INFLIGHT = schema.price_quotes, schema.adjustments, schema.inflight
 
+_WORK = schema.upstream_hourly
+_WORK_KEY = ("hour", "upstream", "model", "shard")
+_TIMES = ("prompt_us", "generation_us")
 _KEY = ("customer_id", "window_start", "api_key_id", "model", "shard")
 _TOKENS = Usage._fields
 
@@ -111,6 +115,23 @@ def _events_are_rolled_up(conn: sa.Connection) -> Iterator[Finding]:
             )
     for key, expected in sorted(left.items()):
         yield Finding(name, key[0], _rollup_of(key), f"is missing; its events come to {_counts(expected)}")
+
+
+def _events_are_the_work_of_upstreams(conn: sa.Connection) -> Iterator[Finding]:
+    """Times alone: what was recorded before they were measured has none, and no row."""
+    name = "events = upstreams' time"
+    hour = (_EVENTS.c.window_start - _EVENTS.c.window_start % HOUR_US).label("hour")
+    own = (hour, _EVENTS.c.upstream, _EVENTS.c.model, _EVENTS.c.shard)
+    query = sa.select(*own, *(sa.func.sum(_EVENTS.c[each]) for each in _TIMES)).group_by(*own)
+    left = {tuple(row[:4]): (int(row[4]), int(row[5])) for row in conn.execute(query)}
+    columns = [_WORK.c[each] for each in (*_WORK_KEY, *_TIMES)]
+    for row in conn.execute(sa.select(*columns)):
+        expected = left.pop(tuple(row[:4]), (0, 0))
+        if tuple(row[4:]) != expected:
+            yield Finding(name, None, _work_of(row), f"holds {tuple(row[4:])} us; its events come to {expected}")
+    for key, expected in sorted(left.items()):
+        if expected != (0, 0):
+            yield Finding(name, None, _work_of(key), f"is missing; its events come to {expected} us")
 
 
 def _assigned_is_in_batches(conn: sa.Connection) -> Iterator[Finding]:
@@ -242,6 +263,7 @@ def _credit_is_paid(conn: sa.Connection) -> Iterator[Finding]:
 
 AUDITS: tuple[Audit, ...] = (
     _events_are_rolled_up,
+    _events_are_the_work_of_upstreams,
     _assigned_is_in_batches,
     _batches_form_a_chain,
     _amounts_are_tokens_times_prices,
@@ -301,6 +323,10 @@ def _summed(values: Sequence[Any]) -> tuple[int, ...]:
 def _counts(sums: Sequence[int]) -> str:
     names = ("requests", *_TOKENS, "cost_pico", "amount_pico")
     return " ".join(f"{name}={value}" for name, value in zip(names, sums, strict=True))
+
+
+def _work_of(row: Sequence[Any]) -> str:
+    return "upstream_hourly " + " ".join(f"{name}={value}" for name, value in zip(_WORK_KEY, row[:4], strict=True))
 
 
 def _rollup_of(row: Sequence[Any]) -> str:

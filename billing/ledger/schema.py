@@ -6,8 +6,8 @@ Sums of money run over two columns (`_micro`, `_pico`: see `billing.money.split`
 What Stripe takes from a card (`topups`, `auto_topups`, `disputes`) is in the currency's minor unit, as at Stripe.
 
 History is append-only: `usage_events`, `adjustments`, `price_quotes`, `cost_rates`, `margin_rules`, `audit_log`,
-`credit_entries` and `credit_charges` are never updated or deleted. `usage_hourly` is the sum of the events, kept in
-their transaction.
+`credit_entries`, `credit_charges`, `machines` and `power_tariffs` are never updated or deleted. `usage_hourly` and
+`upstream_hourly` are the sums of the events, kept in their transaction.
 """
 
 from sqlalchemy import (
@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from billing.ledger import comparison_schema, credit_schema
+from billing.ledger import comparison_schema, credit_schema, machine_schema
 from billing.ledger.columns import BIG, ID
 from billing.ledger.columns import metadata as metadata  # noqa: PLC0414 (the metadata of every table)
 
@@ -40,6 +40,11 @@ topups = credit_schema.topups
 auto_topups = credit_schema.auto_topups
 disputes = credit_schema.disputes
 notifications = credit_schema.notifications
+
+upstream_hourly = machine_schema.upstream_hourly
+machines = machine_schema.machines
+power_tariffs = machine_schema.power_tariffs
+power_samples = machine_schema.power_samples
 
 directory_epoch = Table(
     "directory_epoch",
@@ -226,6 +231,8 @@ usage_events = Table(
     Column("window_seq", BIG, nullable=False),
     Column("image_input_tokens", BIG, nullable=False, server_default="0"),
     Column("audio_input_tokens", BIG, nullable=False, server_default="0"),
+    Column("prompt_us", BIG, nullable=False, server_default="0"),
+    Column("generation_us", BIG, nullable=False, server_default="0"),
     Index("ix_usage_events_anomaly", "finished_at", sqlite_where=_IS_ODD, postgresql_where=_IS_ODD),
     sqlite_strict=True,
     sqlite_with_rowid=False,

@@ -18,7 +18,7 @@ from billing.usage import Usage
 from proxy.meter.framing import Framer, event_data
 from proxy.meter.ndjson import LineFramer
 from proxy.meter.reading import with_cost
-from proxy.meter.steps import Settle
+from proxy.meter.steps import Settle, Times
 from proxy.meter.stream import KEPT_BYTES_MAX
 from proxy.meter.told import Told, parsed_object, proven
 
@@ -53,6 +53,7 @@ class Flow(ABC):
         "_kept",
         "_kept_bytes",
         "_tally",
+        "_times",
         "_told",
         "is_complete",
     )
@@ -70,6 +71,7 @@ class Flow(ABC):
         self._kept_bytes = 0
         self._tally = OutputTally(has_stop_texts=has_stop_texts)
         self._told: Told | None = None
+        self._times: Times | None = None
         self._is_error = False
 
     @abstractmethod
@@ -164,7 +166,7 @@ class Flow(ABC):
         raw = b"".join(self._held)
         self._held = []
         broke_off = not self.is_complete and self._told is None
-        return Settle(self.known_usage(), raw, self._is_error or broke_off)
+        return Settle(self.known_usage(), raw, self._is_error or broke_off, times=self._times)
 
     def known_usage(self) -> Usage | None:
         """Return the usage if the upstream told all of it."""

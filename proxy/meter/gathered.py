@@ -91,7 +91,7 @@ class Gatherer:
 
     def finish(self) -> Settle:
         """End: the usage of all outputs, and the whole answer, or the upstream's error in its place."""
-        self._meter.finish()
+        times = self._meter.finish().times
         usage = self.known_usage()
         if self._error is not None:
             return Settle(usage, written({"error": self._error}), is_error=True)
@@ -99,7 +99,7 @@ class Gatherer:
             return Settle(None, BROKEN, is_error=True)
         answer = self._answer(usage)
         raw = written(answer)
-        return Settle(usage, raw, is_error=raw is BROKEN, reported=answer.get("usage"))
+        return Settle(usage, raw, is_error=raw is BROKEN, reported=answer.get("usage"), times=times)
 
     def _answer(self, usage: Usage | None) -> dict[str, Any]:
         common = self._common

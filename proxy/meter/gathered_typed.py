@@ -58,7 +58,7 @@ class TypedGatherer(TypedFlow):
             return Settle(settled.usage, written({"error": self._error}), is_error=True)
         answer = {} if settled.is_error else self._answer()
         raw = written(answer) if answer else BROKEN
-        return Settle(settled.usage, raw, is_error=raw is BROKEN, reported=answer.get("usage"))
+        return Settle(settled.usage, raw, is_error=raw is BROKEN, reported=answer.get("usage"), times=settled.times)
 
     def _note(self, parsed: dict[str, Any], event: bytes) -> dict[str, Any] | None:
         reported = super()._note(parsed, event)  # type: ignore[safe-super]  # of the protocol that it is mixed with

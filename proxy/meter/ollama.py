@@ -7,6 +7,7 @@ A stream is newline-delimited JSON; the line with `done: true` is the terminal o
     `eval_count`, the output, reasoning included        left out where it is 0
     no `prompt_eval_count`                              older versions, when the prefix was cached (issue 2068): the
                                                         prompt is counted, the output billed as told
+    `prompt_eval_duration`, `eval_duration`             nanoseconds: how its time divides between the two
     `done_reason` "load" or "unload"                    an empty prompt: nothing was read or generated
     an `error` line inside a 200                        outcome upstream_error
 
@@ -21,7 +22,8 @@ from typing import Any, Final
 from billing.tokens.counting import OutputTally, Piece, pieces
 from proxy.meter.embeddings import skeleton
 from proxy.meter.flow import Flow
-from proxy.meter.steps import Settle
+from proxy.meter.reading import times
+from proxy.meter.steps import Settle, Times
 from proxy.meter.told import IDLE, Told, count, mapping, parsed_object, proven, string
 
 _IDLE_REASONS: Final = frozenset({"load", "unload"})
@@ -38,6 +40,12 @@ def told_of(line: dict[str, Any]) -> Told | None:
         output_tokens=count(line.get("eval_count")) or 0,
         cached_input_tokens=count(line.get("prompt_eval_cached_count")) or 0,
     )
+
+
+def times_of(line: dict[str, Any]) -> Times | None:
+    """Return the times of the last line, which are in nanoseconds; a prompt that was cached whole has none."""
+    prompt, generation = count(line.get("prompt_eval_duration")) or 0, count(line.get("eval_duration")) or 0
+    return times(prompt // 1_000, generation // 1_000, 1)
 
 
 class OllamaMeter(Flow):
@@ -59,6 +67,7 @@ class OllamaMeter(Flow):
     def _note(self, parsed: dict[str, Any], event: bytes) -> dict[str, Any] | None:  # noqa: ARG002 -- all is parsed
         self._told = told_of(parsed)
         self.is_complete = self._told is not None
+        self._times = times_of(parsed)
         return None
 
     def _pieces(self, parsed: dict[str, Any], event: bytes) -> Iterable[Piece]:  # noqa: ARG002 -- all is parsed
@@ -70,7 +79,7 @@ def settle(body: bytes) -> Settle:
     answer = parsed_object(body)
     if answer is None:
         return _of_lines(body).finish()._replace(raw=body)
-    return Settle(proven(told_of(answer), _text(answer)), body, bool(answer.get("error")))
+    return Settle(proven(told_of(answer), _text(answer)), body, bool(answer.get("error")), times=times_of(answer))
 
 
 def delivered(body: bytes, *, has_stop_texts: bool = False) -> OutputTally:

@@ -16,7 +16,9 @@ from typing import Any, TypeGuard
 import orjson
 
 from billing.usage import Usage
+from proxy.meter.steps import Times
 
+_YEAR_US = 365 * 24 * 3_600 * 10**6
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]', re.DOTALL)
 _USAGE = b'"usage"'
 _BEFORE_OBJECT = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*{")
@@ -80,6 +82,30 @@ def timings_of(parsed: object) -> Usage | None:
     if not _is_count(computed) or not _is_count(predicted) or not (computed or predicted):
         return None
     return Usage(computed + cached, predicted, cached)
+
+
+def times_of(parsed: dict[str, Any]) -> Times | None:
+    """Return the times that llama.cpp's `timings` hold: milliseconds with a fraction, kept to the microsecond."""
+    timings = parsed.get("timings")
+    if not isinstance(timings, dict):
+        return None
+    return times(timings.get("prompt_ms"), timings.get("predicted_ms"), 1_000)
+
+
+def times(prompt: object, generation: object, us: int) -> Times | None:
+    """Return two times given in units of so many microseconds; None if one is no time or none was spent."""
+    prompt_us, generation_us = _microseconds(prompt, us), _microseconds(generation, us)
+    if prompt_us is None or generation_us is None or not (prompt_us or generation_us):
+        return None
+    return Times(prompt_us, generation_us)
+
+
+def _microseconds(value: object, us: int) -> int | None:
+    """Return a time as whole microseconds; a negative, endless or absurd one (a year) is none."""
+    if type(value) not in (int, float):
+        return None
+    assert isinstance(value, int | float), "it is one of them"
+    return int(value * us) if 0 <= value * us < _YEAR_US else None
 
 
 def progress_of(parsed: object) -> Usage | None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from billing.tokens.counting import OutputTally, Piece
 from billing.usage import Usage
 from proxy.meter.flow import CostOf
-from proxy.meter.reading import media_of, timings_of, usage_of, with_cost
+from proxy.meter.reading import media_of, times_of, timings_of, usage_of, with_cost
 from proxy.meter.steps import Settle
 from proxy.meter.told import Told, count, mapping, objects, parsed_object, proven, string
 from proxy.meter.typed import ERROR, TypedFlow, kind_of, may_end_badly, names_of
@@ -91,6 +91,7 @@ class ResponsesMeter(TypedFlow):
         self.is_complete = True
         response = mapping(parsed.get("response"))
         self._told = told_of(response) or _as_told(timings_of(parsed))
+        self._times = times_of(parsed) or times_of(response)
         usage = response.get("usage")
         return usage if isinstance(usage, dict) else None
 
@@ -127,7 +128,7 @@ def settle(body: bytes) -> Settle:
     usage = proven(told_of(response), _text(response))
     reported = response.get("usage")
     is_error = bool(response.get("error")) or response.get("status") == "failed"
-    return Settle(usage, body, is_error, reported if isinstance(reported, dict) else None)
+    return Settle(usage, body, is_error, reported if isinstance(reported, dict) else None, times_of(response))
 
 
 def delivered(body: bytes, *, has_stop_texts: bool = False) -> OutputTally:

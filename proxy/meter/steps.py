@@ -8,17 +8,26 @@ from typing import Any, NamedTuple
 from billing.usage import Usage
 
 
+class Times(NamedTuple):
+    """What an upstream says it spent on a prompt and on the output, in microseconds; not both are 0."""
+
+    prompt_us: int
+    generation_us: int
+
+
 class Settle(NamedTuple):
     """Record this, then send `raw`, the last bytes of the response.
 
     `usage` is what the upstream reported, None if it reported nothing. `is_error`: the upstream said, inside a
-    successful response, that it failed. `reported` is the usage object as it stands in `raw`, for `with_cost`.
+    successful response, that it failed. `reported` is the usage object as it stands in `raw`, for `with_cost`. `times`
+    is None where the upstream tells none.
     """
 
     usage: Usage | None
     raw: bytes
     is_error: bool = False
     reported: dict[str, Any] | None = None
+    times: Times | None = None
 
 
 class Outputs(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any, TypeGuard
 from billing.tokens.counting import OutputTally, pieces
 from billing.usage import Usage
 from proxy.meter.framing import Framer, event_data
-from proxy.meter.reading import has_usage, parse, progress_of, timings_of, usage_of, with_cost
-from proxy.meter.steps import Outputs, Settle
+from proxy.meter.reading import has_usage, parse, progress_of, times_of, timings_of, usage_of, with_cost
+from proxy.meter.steps import Outputs, Settle, Times
 from proxy.meter.told import KnownOutput
 
 KEPT_BYTES_MAX = 64 * 1024
@@ -40,6 +40,7 @@ class StreamMeter:
         "_prompt",
         "_reported",
         "_tally",
+        "_times",
         "_usage",
         "is_complete",
         "watch",
@@ -72,6 +73,7 @@ class StreamMeter:
         self._kept_bytes = 0
         self._last = b""
         self._tally = OutputTally(has_stop_texts=has_stop_texts)
+        self._times: Times | None = None
         self._usage: Usage | None = None
         self._prompt: Usage | None = None
         self._reported = 0
@@ -115,6 +117,8 @@ class StreamMeter:
             self.watch(parsed)
         if not has_usage(parsed):
             return event
+        if "timings" in parsed:
+            self._add_times(times_of(parsed))
         has_choices = bool(parsed.get("choices"))
         usage = usage_of(parsed)
         if usage is not None:
@@ -140,6 +144,14 @@ class StreamMeter:
             self._usage = Usage(*(one + other for one, other in zip(so_far, usage, strict=True)))
         else:
             self._usage = Usage(*(later or earlier for earlier, later in zip(so_far, usage, strict=True)))
+
+    def _add_times(self, told: Times | None) -> None:
+        """Add the times of one more output."""
+        so_far = self._times
+        if so_far is None or told is None:
+            self._times = told or so_far
+        else:
+            self._times = Times(so_far.prompt_us + told.prompt_us, so_far.generation_us + told.generation_us)
 
     def _keep(self, data: bytes) -> None:
         if self.watch is not None:
@@ -178,7 +190,7 @@ class StreamMeter:
             self._keep(kept)
         usage = self.known_usage()
         broke_off = usage is None and not self.is_complete and not self.delivered().finishes
-        return Settle(usage, raw, self._is_error or broke_off)
+        return Settle(usage, raw, self._is_error or broke_off, times=self._times)
 
     def known_usage(self) -> Usage | None:
         """Return the usage so far if the upstream told it: at the end, or with each event.

@@ -2,7 +2,7 @@
 
 from billing.tokens.counting import OutputTally, pieces
 from billing.usage import Usage
-from proxy.meter.reading import has_usage, parse, timings_of, usage_of
+from proxy.meter.reading import has_usage, parse, times_of, timings_of, usage_of
 from proxy.meter.steps import Settle
 from proxy.meter.told import KnownOutput
 
@@ -14,7 +14,7 @@ def settle(body: bytes) -> Settle:
         return Settle(None, body)
     reported = parsed["usage"] if has_usage(parsed) else None
     usage = _sound(usage_of(parsed), body) or _sound(timings_of(parsed), body)
-    return Settle(usage, body, bool(parsed.get("error")), reported)
+    return Settle(usage, body, bool(parsed.get("error")), reported, times_of(parsed))
 
 
 def _sound(usage: Usage | None, body: bytes) -> Usage | None:

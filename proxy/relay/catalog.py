@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from billing.config import Upstream
 from proxy.meter.endpoints import is_served
+from proxy.relay.busy import BusyClock
 from proxy.relay.connection import Pool
 from proxy.relay.headers import Headers
 
@@ -41,6 +42,7 @@ class Server:
     kind: str
     models: dict[str, str] = field(default_factory=dict)
     in_flight: int = 0
+    busy: BusyClock = field(default_factory=BusyClock)
     failures: int = 0
     resting_until: float = 0.0
     is_unreachable: bool = False

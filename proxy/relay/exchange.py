@@ -21,6 +21,7 @@ from proxy.meter.stream import KEPT_BYTES_MAX
 from proxy.relay import asks
 from proxy.relay import headers as fields
 from proxy.relay import request as requests
+from proxy.relay.busy import NEVER
 from proxy.relay.catalog import Server
 from proxy.relay.client import Client
 from proxy.relay.connection import UpstreamConnection
@@ -133,6 +134,8 @@ class Exchange(Settlement):
             connection.pause()
         self._phase = Phase.WAITING
         self._active_at = self._services.loop.time()
+        if not self._waits_for_slot():
+            self._enter_service()
         pool, raw = self._server.pool, self._forwarded.raw
         path = pool.path_prefix + self._path.encode()
         head = fields.upstream_head(path, pool.fixed_lines, self.request_id.encode(), self._request_headers, len(raw))
@@ -142,11 +145,18 @@ class Exchange(Settlement):
             connection.write(head)
             connection.write(raw)
 
+    def _waits_for_slot(self) -> bool:
+        """Tell whether the upstream may keep this waiting, and will send a head when it takes it up (llama.cpp)."""
+        assert self._server is not None, "it was dialled"
+        return self._server.kind == "llamacpp" and (self._forwarded.gathers or self._ask.streams)
+
     def head(self, status: int, headers: fields.Headers) -> None:
         """Begin the response: a stream at once, anything else when it is recorded."""
         assert self._server is not None, "it answers"
         self._server.answered(status, self._services.loop.time())
         self._phase = Phase.RELAYING
+        if self._entered_us == NEVER or self._left_us != NEVER:
+            self._enter_service()
         self._answer_status, self._answer_headers = status, headers
         assert self._connection is not None, "it answers"
         if self._connection.is_encoded and status < 300:  # its usage can not be seen
@@ -198,6 +208,7 @@ class Exchange(Settlement):
         if passed:
             if self._first_token_at is None and not meter.delivered().is_empty:
                 self._first_token_at = clock.now()
+                self._first_us = self._server.busy.mark(self._now_us()) if self._server is not None else NEVER
             self._client.send(self._framed(passed))
         if meter.is_complete:
             if self._connection is not None:
@@ -256,6 +267,7 @@ class Exchange(Settlement):
         if self._phase is Phase.WAITING and could_retry and self._has_client:
             assert self._server is not None, "it was dialled"
             self._phase = Phase.ADMITTED
+            self._leave_service()
             self._server.pool.request(self, fresh=True)
         elif self._phase is Phase.ADMITTED:
             assert self._server is not None, "it was dialled"

@@ -18,9 +18,10 @@ from proxy.checkpoints import Progress
 from proxy.meter import choose
 from proxy.meter.reading import with_cost
 from proxy.meter.steps import Settle
-from proxy.relay import doubt
+from proxy.relay import busy, doubt
 from proxy.relay import headers as fields
 from proxy.relay import request as requests
+from proxy.relay.busy import NEVER
 from proxy.relay.catalog import Server
 from proxy.relay.client import Client
 from proxy.relay.counting import Claim, Cut
@@ -51,13 +52,16 @@ class Settlement:
         "_body",
         "_body_bytes",
         "_client",
+        "_entered_us",
         "_event",
         "_finished_at",
         "_first_token_at",
+        "_first_us",
         "_forwarded",
         "_has_client",
         "_head_sent",
         "_holding",
+        "_left_us",
         "_limit_lines",
         "_meter",
         "_outcome",
@@ -93,6 +97,7 @@ class Settlement:
         self._first_token_at: clock.Instant | None = None
         self._settled: Settle | None = None
         self._refusal: Refusal | None = None
+        self._entered_us = self._first_us = self._left_us = NEVER
         self._outcome = Outcome.COMPLETED
         self._started_at = self._finished_at = clock.Instant(0)
         self._ask: requests.Ask
@@ -128,6 +133,7 @@ class Settlement:
     def _finish_with(self, outcome: Outcome, usage: Usage | None) -> None:
         self._outcome = outcome
         self._finished_at = clock.now()
+        self._leave_service()
         assert self._server is not None, "it was dialled"
         if usage is not None:
             audit = self._services.audit
@@ -181,6 +187,7 @@ class Settlement:
         assert server is not None, "dialled"
         ask = self._ask
         usage, anomaly = judged(reported, ask.limit_on(server.kind), found)
+        prompt_us, generation_us = self._times(usage)
         # In the order of the fields: by their names this one call would take as long as reading the request.
         return UsageEvent(
             self.request_id,
@@ -209,7 +216,36 @@ class Settlement:
             None,
             usage.image_input_tokens,
             usage.audio_input_tokens,
+            prompt_us,
+            generation_us,
         )
+
+    # the upstream's time (`proxy/relay/busy.py`)
+
+    def _now_us(self) -> int:
+        return int(self._services.loop.time() * 1_000_000)
+
+    def _enter_service(self) -> None:
+        """The upstream works on this from now on."""
+        assert self._server is not None, "it was dialled"
+        self._entered_us, self._left_us = self._server.busy.enter(self._now_us()), NEVER
+
+    def _leave_service(self) -> None:
+        """The upstream works on this no more, if it did."""
+        if self._entered_us != NEVER and self._left_us == NEVER:
+            assert self._server is not None, "it was dialled"
+            self._left_us = self._server.busy.leave(self._now_us())
+
+    def _times(self, usage: Usage) -> tuple[int, int]:
+        """Return the share of its upstream's time that is the prompt's and the output's; that so far, if it goes on."""
+        if self._entered_us == NEVER:
+            return 0, 0
+        assert self._server is not None, "it was dialled"
+        left = self._left_us if self._left_us != NEVER else self._server.busy.so_far(self._now_us())
+        first = NEVER if self._first_us == NEVER else self._first_us - self._entered_us
+        told = self._settled.times if self._settled is not None else None
+        computed = usage.input_tokens - usage.cached_input_tokens
+        return busy.divided(max(0, left - self._entered_us), first, told, computed, usage.output_tokens)
 
     # checkpoints (`proxy/checkpoints.py`)
 
@@ -321,6 +357,7 @@ class Settlement:
             self._services.throttle.end(self._principal.rates, tokens)
         if self._holding is not None:
             self._holding.close()
+        self._leave_service()
         self._leave_server()
 
     def _leave_server(self) -> None:

@@ -234,6 +234,30 @@ def test_the_sdk_gets_tool_calls(gateway: Gateway, client: OpenAI, llama: LlamaS
     assert gateway.events()[-1]["output_tokens"] == ScriptedModel.tool_output_tokens_direct == counted.output
 
 
+def test_each_request_has_its_share_of_the_servers_time(gateway: Gateway) -> None:
+    """Divided as its `timings` say, streamed or not; of several at once, the shares are the time that passed."""
+    before = len(gateway.events())
+    for content in (body(HELLO, stream=True, **USAGE), body(HELLO)):
+        answer = ask(gateway, request(gateway.key, content))
+        told = re.findall(rb'"prompt_ms":([0-9.]+).*?"predicted_ms":([0-9.]+)', answer.body)[-1]
+        row = gateway.event(answer.id)
+        prompt_us, generation_us = (int(float(each) * 1_000) for each in told)
+        share = row["prompt_us"] + row["generation_us"]
+        assert 0 < share <= row["finished_at"] - row["started_at"]
+        assert row["prompt_us"] == share * prompt_us // (prompt_us + generation_us)
+        assert row["generation_us"] > 0
+    ask(gateway, request(gateway.key, body(HELLO, stream=True, max_tokens=1)))
+    asyncio.run(run_many(gateway))
+    rows = gateway.events()[before:]
+    many = rows[3:]
+    passed = max(row["finished_at"] for row in many) - min(row["started_at"] for row in many)
+    assert len(many) == 20
+    assert sum(row["prompt_us"] + row["generation_us"] for row in many) <= passed + 1_000, "each instant counts once"
+    hours = gateway.rows("SELECT sum(prompt_us) AS p, sum(generation_us) AS g, sum(requests) AS n FROM upstream_hourly")
+    every = gateway.rows("SELECT sum(prompt_us) AS p, sum(generation_us) AS g, count(*) AS n FROM usage_events")
+    assert hours == every
+
+
 async def run_many(gateway: Gateway) -> list[str]:
     """The asynchronous client, twenty streams at once, two outputs each."""
     async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key.secret, max_retries=0) as client:

@@ -36,6 +36,8 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("budgets", "amount_pico"): 0,
     ("budgets", "is_soft"): 1,
     ("notifications", "state"): "delivered",
+    ("machines", "capital"): "owned",
+    ("machines", "is_removed"): 1,
 }
 ONE_OF_TWO = {("leases", "grant_id")}
 """Columns that may be null only where another one is not."""

@@ -102,6 +102,8 @@ def test_storage_is_what_the_engine_does_best(migrated: Database) -> None:
             assert {name for name, (is_keyed, _) in flags.items() if is_keyed} == {
                 "usage_events",
                 "usage_hourly",
+                "upstream_hourly",
+                "power_samples",
                 "credit_charges",
                 "stripe_checkpoints",
                 "invoice_checks",

@@ -11,6 +11,7 @@ from billing.usage import Usage
 from proxy.meter import embeddings
 from proxy.meter.embeddings import skeleton
 from proxy.meter.reading import with_cost
+from proxy.meter.steps import Settle
 from tests.unit.meter_protocols.streams import body
 
 MISC = "llama-server_misc"
@@ -78,7 +79,7 @@ def test_what_is_no_report_is_counted(answer: object, qwen: Vocabulary) -> None:
 @pytest.mark.parametrize("whole", [b"", b"\x00\x01[\x02]", b"[", b"]["])
 def test_bytes_of_floats_pass(whole: bytes) -> None:
     """vLLM's `encoding_format: bytes`."""
-    assert embeddings.settle(whole) == (None, whole, False, None)
+    assert embeddings.settle(whole) == Settle(None, whole)
 
 
 def test_an_error_inside_a_success_is_known() -> None:

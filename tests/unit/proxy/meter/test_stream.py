@@ -9,7 +9,7 @@ import pytest
 from billing.tokens.vocabulary import Vocabulary
 from billing.usage import Usage
 from proxy.meter.framing import StreamError
-from proxy.meter.steps import Outputs
+from proxy.meter.steps import Outputs, Settle
 from proxy.meter.stream import KEPT_BYTES_MAX, StreamMeter
 from tests.unit.proxy.meter.streams import (
     DONE,
@@ -335,7 +335,7 @@ def test_a_text_that_speaks_of_the_protocol_is_text(text: str, qwen: Vocabulary)
     for reads in whole_and_torn(said + event(report(13, 9)) + DONE):
         meter = StreamMeter(hides_usage=True)
         passed, settled = relay(meter, reads)
-        assert (passed, settled) == (said, (Usage(13, 9), DONE, False, None))
+        assert (passed, settled) == (said, Settle(Usage(13, 9), DONE))
         assert meter.delivered().output_tokens(qwen) == qwen.count(text * 2)
 
 
@@ -343,12 +343,12 @@ def test_an_error_inside_a_success_is_marked_and_passed() -> None:
     """What was delivered before it is billed; `error: null` is none."""
     said, error = event(delta("Hi")), event({"error": {"code": 500, "message": "slot lost"}})
     for reads in whole_and_torn(said + error):
-        assert relay(StreamMeter(hides_usage=True), reads) == (said + error, (None, b"", True, None))
+        assert relay(StreamMeter(hides_usage=True), reads) == (said + error, Settle(None, b"", is_error=True))
     after = event(report(13, 1)) + event(delta("more", error=None)) + DONE
     assert relay(StreamMeter(hides_usage=False), [said + error, after])[1].is_error
     for none in ("null", '""', "{}", "false"):
         chunk = event(delta("Hi", error=None)).replace(b'"error":null', f'"error":{none}'.encode())
-        assert relay(StreamMeter(hides_usage=True), [chunk, DONE]) == (chunk, (None, DONE, False, None))
+        assert relay(StreamMeter(hides_usage=True), [chunk, DONE]) == (chunk, Settle(None, DONE))
 
 
 def test_a_comment_is_passed_when_it_comes() -> None:
@@ -383,20 +383,20 @@ def test_a_byte_order_mark_and_lines_of_data_are_read_through() -> None:
     """Both are allowed, neither was ever seen: a report in two lines counts, and passes without a cost."""
     text = json.dumps(report(13, 1), indent=1).encode()
     torn = b"\xef\xbb\xbfdata: " + text.replace(b"\n", b"\ndata: ") + b"\n\n"
-    assert relay(StreamMeter(hides_usage=True), [torn, DONE]) == (b"", (Usage(13, 1), DONE, False, None))
+    assert relay(StreamMeter(hides_usage=True), [torn, DONE]) == (b"", Settle(Usage(13, 1), DONE))
     assert relay(StreamMeter(hides_usage=False, cost_of=cost_of), [torn, DONE])[0] == torn
 
 
 def test_a_report_beside_what_json_forbids_is_still_read() -> None:
     """Python's writer puts NaN into JSON; orjson alone would find no report, and no text either."""
     chunk = event(report(13, 1)).replace(b'"choices"', b'"p":NaN,"choices"')
-    assert relay(StreamMeter(hides_usage=True), [chunk, DONE]) == (b"", (Usage(13, 1), DONE, False, None))
+    assert relay(StreamMeter(hides_usage=True), [chunk, DONE]) == (b"", Settle(Usage(13, 1), DONE))
 
 
 def test_what_is_no_json_passes() -> None:
     """It is not ours to judge."""
     for one in (b'data: "usage" [DONE] "error"\n\n', b"data: null\n\n", b'data: ["usage"]\n\n', b"hello\n\n", b"\n\n"):
-        assert relay(StreamMeter(hides_usage=True), [one, DONE]) == (one, (None, DONE, False, None))
+        assert relay(StreamMeter(hides_usage=True), [one, DONE]) == (one, Settle(None, DONE))
 
 
 def test_an_endless_event_breaks_the_stream_and_what_came_before_is_counted(qwen: Vocabulary) -> None:
