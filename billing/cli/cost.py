@@ -8,6 +8,7 @@ import click
 from billing import ids
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
+from billing.cli.scenario import explaining
 from billing.cli.unit_prices import UNIT_COLUMNS, fee_cell, rate_cell, unit_rows
 from billing.clock import Instant, instant_text, parse_instant
 from billing.ledger import versions
@@ -50,6 +51,7 @@ def cost() -> None:
 @click.option("--from", "from_text", metavar="INSTANT", default="now", help="When it begins.  [default: now]")
 @click.option("--backdate", is_flag=True, help="Let --from lie in the past; history keeps its prices.")
 @click.option("--force", is_flag=True, help="Take rates of 0, below 0.0001 or above 1000.")
+@explaining
 @listing
 @pass_session
 def set_cost(
@@ -66,6 +68,8 @@ def set_cost(
     from_text: str,
     backdate: bool,
     force: bool,
+    reason: str | None,
+    actor: str | None,
     form: str,
 ) -> None:
     """Set what MODEL costs from now on, or from an instant in the future.
@@ -95,7 +99,8 @@ def set_cost(
             default_margin=settings.default_margin,
             currency=settings.currency,
             backdate=backdate,
-            actor=session.actor,
+            actor=actor or session.actor,
+            reason=reason,
         )
     emit_one(form, _row(book, rate, session.now, form))
     if form == "table":

@@ -40,7 +40,14 @@ def load_book(conn: sa.Connection, *, default_margin: str, currency: str) -> Pri
 
 
 def append_cost_rate(
-    conn: sa.Connection, rate: CostRate, *, default_margin: str, currency: str, backdate: bool, actor: str
+    conn: sa.Connection,
+    rate: CostRate,
+    *,
+    default_margin: str,
+    currency: str,
+    backdate: bool,
+    actor: str,
+    reason: str | None = None,
 ) -> PriceBook:
     """Add a cost, and return the book that it makes.
 
@@ -63,6 +70,7 @@ def append_cost_rate(
         "request": amount_number(rate.request),
         "currency": currency,
         "effective_from": instant_text(rate.effective_from),
+        "reason": reason,
     }
     audit.record(conn, at=rate.recorded_at, actor=actor, action="cost.set", subject=rate.id, details=details)
     return book

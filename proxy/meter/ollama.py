@@ -45,7 +45,7 @@ def told_of(line: dict[str, Any]) -> Told | None:
 def times_of(line: dict[str, Any]) -> Times | None:
     """Return the times of the last line, which are in nanoseconds; a prompt that was cached whole has none."""
     prompt, generation = count(line.get("prompt_eval_duration")) or 0, count(line.get("eval_duration")) or 0
-    return times(prompt // 1_000, generation // 1_000, 1)
+    return times(prompt // 1_000, generation // 1_000)
 
 
 class OllamaMeter(Flow):

@@ -18,6 +18,7 @@ import orjson
 from billing.usage import Usage
 from proxy.meter.steps import Times
 
+_NUMBERS = (int, float)
 _YEAR_US = 365 * 24 * 3_600 * 10**6
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]', re.DOTALL)
 _USAGE = b'"usage"'
@@ -89,23 +90,18 @@ def times_of(parsed: dict[str, Any]) -> Times | None:
     timings = parsed.get("timings")
     if not isinstance(timings, dict):
         return None
-    return times(timings.get("prompt_ms"), timings.get("predicted_ms"), 1_000)
-
-
-def times(prompt: object, generation: object, us: int) -> Times | None:
-    """Return two times given in units of so many microseconds; None if one is no time or none was spent."""
-    prompt_us, generation_us = _microseconds(prompt, us), _microseconds(generation, us)
-    if prompt_us is None or generation_us is None or not (prompt_us or generation_us):
+    prompt: Any = timings.get("prompt_ms")
+    generation: Any = timings.get("predicted_ms")
+    if type(prompt) not in _NUMBERS or type(generation) not in _NUMBERS:
         return None
-    return Times(prompt_us, generation_us)
+    return times(prompt * 1_000, generation * 1_000)
 
 
-def _microseconds(value: object, us: int) -> int | None:
-    """Return a time as whole microseconds; a negative, endless or absurd one (a year) is none."""
-    if type(value) not in (int, float):
-        return None
-    assert isinstance(value, int | float), "it is one of them"
-    return int(value * us) if 0 <= value * us < _YEAR_US else None
+def times(prompt_us: Any, generation_us: Any) -> Times | None:
+    """Return two numbers as times; None if one is negative, endless or absurd (a year), or if none was spent."""
+    if 0 <= prompt_us < _YEAR_US and 0 <= generation_us < _YEAR_US and (prompt_us or generation_us):
+        return Times(int(prompt_us), int(generation_us))
+    return None
 
 
 def progress_of(parsed: object) -> Usage | None:

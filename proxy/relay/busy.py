@@ -6,7 +6,7 @@ all of it until its answer is complete, or is cut; a stream of llama.cpp only fr
 when a slot takes the request up (measured), so that who waits for a slot pays nothing to those who are in one.
 
 Invariant: Σ shares of all requests + carry = the time during which at least one was in service, to the microsecond.
-The proof is `_advance`, the only place where time is given out: of `count` requests each gets `each`, and
+The proof is `mark`, the only place where time is given out: of `count` requests each gets `each`, and
 `count × each + carry = passed + the carry before`. What does not divide is not lost, but given out with the next
 instant.
 
@@ -39,33 +39,30 @@ class BusyClock:
 
     def enter(self, now_us: int) -> int:
         """Take a request into service; return the share so far, from which its own begins."""
-        self._advance(now_us)
+        share_us = self.mark(now_us)
         self._count += 1
-        return self._share_us
+        return share_us
 
     def leave(self, now_us: int) -> int:
         """Let a request go; return the share so far, with which its own ends."""
-        self._advance(now_us)
+        share_us = self.mark(now_us)
         self._count -= 1
         assert self._count >= 0, "who leaves was in service"
-        return self._share_us
+        return share_us
 
     def mark(self, now_us: int) -> int:
         """Return the share so far, of a request that stays."""
-        self._advance(now_us)
+        count = self._count
+        if count:
+            each, self._carry_us = divmod(max(0, now_us - self._at_us) + self._carry_us, count)
+            self._share_us += each
+        self._at_us = now_us
         return self._share_us
 
     def so_far(self, now_us: int) -> int:
         """Return what `mark` would, and change nothing: for other threads, to which it may be an instant old."""
         count = self._count
         return self._share_us + (max(0, now_us - self._at_us) + self._carry_us) // count if count else self._share_us
-
-    def _advance(self, now_us: int) -> None:
-        count = self._count
-        if count:
-            each, self._carry_us = divmod(max(0, now_us - self._at_us) + self._carry_us, count)
-            self._share_us += each
-        self._at_us = now_us
 
 
 def divided(

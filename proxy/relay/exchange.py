@@ -133,9 +133,9 @@ class Exchange(Settlement):
         if self._is_paused:
             connection.pause()
         self._phase = Phase.WAITING
-        self._active_at = self._services.loop.time()
+        now = self._active_at = self._services.loop.time()
         if not self._waits_for_slot():
-            self._enter_service()
+            self._enter_service(now)
         pool, raw = self._server.pool, self._forwarded.raw
         path = pool.path_prefix + self._path.encode()
         head = fields.upstream_head(path, pool.fixed_lines, self.request_id.encode(), self._request_headers, len(raw))
@@ -153,10 +153,11 @@ class Exchange(Settlement):
     def head(self, status: int, headers: fields.Headers) -> None:
         """Begin the response: a stream at once, anything else when it is recorded."""
         assert self._server is not None, "it answers"
-        self._server.answered(status, self._services.loop.time())
+        now = self._services.loop.time()
+        self._server.answered(status, now)
         self._phase = Phase.RELAYING
         if self._entered_us == NEVER or self._left_us != NEVER:
-            self._enter_service()
+            self._enter_service(now)
         self._answer_status, self._answer_headers = status, headers
         assert self._connection is not None, "it answers"
         if self._connection.is_encoded and status < 300:  # its usage can not be seen
@@ -208,7 +209,8 @@ class Exchange(Settlement):
         if passed:
             if self._first_token_at is None and not meter.delivered().is_empty:
                 self._first_token_at = clock.now()
-                self._first_us = self._server.busy.mark(self._now_us()) if self._server is not None else NEVER
+                assert self._server is not None, "it answers"
+                self._first_us = self._server.busy.mark(int(self._active_at * 1_000_000))
             self._client.send(self._framed(passed))
         if meter.is_complete:
             if self._connection is not None:

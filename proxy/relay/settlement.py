@@ -225,10 +225,10 @@ class Settlement:
     def _now_us(self) -> int:
         return int(self._services.loop.time() * 1_000_000)
 
-    def _enter_service(self) -> None:
+    def _enter_service(self, now: float) -> None:
         """The upstream works on this from now on."""
         assert self._server is not None, "it was dialled"
-        self._entered_us, self._left_us = self._server.busy.enter(self._now_us()), NEVER
+        self._entered_us, self._left_us = self._server.busy.enter(int(now * 1_000_000)), NEVER
 
     def _leave_service(self) -> None:
         """The upstream works on this no more, if it did."""

@@ -423,3 +423,7 @@ def test_the_log_says_who_changed_a_price(weir: Weir, database: Database) -> Non
         ("margin.set", rule["id"]),
     ]
     assert all(row.actor.startswith("cli:") for row in rows[-2:])
+    assert weir(*COST, "--reason", "new card", "--actor", "anna").code == DONE
+    with database.reading() as conn:
+        last = conn.execute(sa.select(log.actor, log.details).order_by(log.id.desc()).limit(1)).one()
+    assert (last.actor, json.loads(last.details)["reason"]) == ("anna", "new card")
