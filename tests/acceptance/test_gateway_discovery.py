@@ -56,7 +56,7 @@ def test_models_of_an_upstream_that_comes_late_are_found(gateway: Gateway, ports
     answer = ask(gateway, request(gateway.key, body(model=TOLD)))
     assert (answer.status, answer.code) == (404, "model_not_found")
     with fake_upstream(port=ports[1]):
-        eventually(lambda: status(gateway, TOLD) == 200, "its models are found", limit_s=5)
+        eventually(lambda: status(gateway, TOLD) == 200, "its models are found")
     # What was known of an upstream stays known while it is away.
     assert status(gateway, TOLD) == 503
 
@@ -72,7 +72,7 @@ def test_an_upstream_that_restarts_is_used_again(gateway: Gateway, ports: tuple[
 
 def test_discovery_asks_nothing_but_for_the_models(gateway: Gateway, ports: tuple[int, int, int]) -> None:
     with fake_upstream(port=ports[0]) as fake:
-        eventually(lambda: any(record.path == "/v1/models" for record in fake.requests), "it is asked", limit_s=5)
+        eventually(lambda: any(record.path == "/v1/models" for record in fake.requests), "it is asked")
         assert {(record.method, record.path) for record in fake.requests} == {("GET", "/v1/models")}
 
 

@@ -61,12 +61,11 @@ def test_usage_is_ones_own_by_model_day_and_key(gateway: Gateway) -> None:
     assert told(gateway, "/v1/usage?since=2026-01-01T00:00:00%2B02:00", gateway.key)["since"] == "2025-12-31T22:00:00Z"
 
 
-@pytest.mark.parametrize(
-    "query", ["by=customer", "by=", "since=tomorrow", "since=2026-02-02&until=2026-02-01", "limit=3", f"by={'x' * 999}"]
-)
-def test_what_can_not_be_asked_is_said(gateway: Gateway, query: str) -> None:
-    answer = get(gateway, f"/v1/usage?{query}", gateway.key)
-    assert (answer.status, answer.code) == (400, "invalid_request")
+def test_what_can_not_be_asked_is_said(gateway: Gateway) -> None:
+    backwards = "since=2026-02-02&until=2026-02-01"
+    for query in ("by=customer", "by=", "since=tomorrow", backwards, "limit=3", f"by={'x' * 999}"):
+        answer = get(gateway, f"/v1/usage?{query}", gateway.key)
+        assert (answer.status, answer.code) == (400, "invalid_request"), query
 
 
 def test_credit_its_holds_and_what_is_left_of_budgets(gateway: Gateway) -> None:
@@ -141,14 +140,14 @@ def test_who_is_suspended_still_sees_why_and_what_it_is_to_pay(gateway: Gateway)
     assert get(gateway, "/v1/usage", gateway.key).code == "invalid_api_key"
 
 
-@pytest.mark.parametrize("path", ["/v1/usage", "/v1/credits", "/v1/requests/x"])
-def test_they_are_for_customers_only(gateway: Gateway, path: str) -> None:
+def test_they_are_for_customers_only(gateway: Gateway) -> None:
     """No key, a wrong one, a revoked one; and nothing but GET."""
-    for key in (None, Key(id="key_x", secret="wk_wrong", customer="acme")):
-        answer = get(gateway, path, key)
-        assert (answer.status, answer.code) == (401, "invalid_api_key")
     revoked = gateway.new_key()
     gateway.weir("key", "revoke", revoked.id, "--yes")
-    eventually(lambda: get(gateway, path, revoked).status == 401 or None, "revoked")
-    assert ask(gateway, request(gateway.key, path=path)).status == 405
+    for path in ("/v1/usage", "/v1/credits", "/v1/requests/x"):
+        for key in (None, Key(id="key_x", secret="wk_wrong", customer="acme")):
+            answer = get(gateway, path, key)
+            assert (answer.status, answer.code) == (401, "invalid_api_key")
+        eventually(lambda path=path: get(gateway, path, revoked).status == 401 or None, "revoked")  # type: ignore[misc]
+        assert ask(gateway, request(gateway.key, path=path)).status == 405
     assert json.loads(gateway.weir("customer", "list", "--json"))

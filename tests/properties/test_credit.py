@@ -24,6 +24,7 @@ from billing.pricing.quote import UnitPrices
 from billing.usage import Usage
 from proxy.admit.purse import Hold, Moment, Purse
 from tests.credit_bench import TESTS, CreditBench, credit_bench, new_holder
+from tests.support.examples import examples
 
 WORKERS = 2
 DEAD_S = (leases.LEASE_US + leases.GRACE_US) // 1_000_000 + 1
@@ -348,12 +349,12 @@ def bench(database_url: str) -> Iterator[CreditBench]:
         yield made
 
 
-def _run(bench: CreditBench, examples: int, steps: int) -> None:
+def _run(bench: CreditBench, count: int, steps: int) -> None:
     machine = type("CreditOnThisBench", (Credit,), {"bench": bench})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples,
+            max_examples=count,
             stateful_step_count=steps,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -363,10 +364,10 @@ def _run(bench: CreditBench, examples: int, steps: int) -> None:
 
 def test_credit_is_never_overspent_through_everything(bench: CreditBench) -> None:
     """A few hundred steps."""
-    _run(bench, examples=25, steps=30)
+    _run(bench, count=examples(6, 50), steps=30)
 
 
 @pytest.mark.slow
 def test_credit_is_never_overspent_through_a_long_time_of_everything(bench: CreditBench) -> None:
     """Thousands of steps."""
-    _run(bench, examples=150, steps=60)
+    _run(bench, count=150, steps=60)

@@ -43,6 +43,8 @@ ASKED = [
         {"system": "be kind \u00e9\u2028\U0001f600", "metadata": {"user_id": "u"}},
     )),
 ]  # fmt: skip
+IN_FAST_SUITE = {0, 2, 7, 9, 13, 18, 22, 26, 32}
+"""A whole answer, a cut one, a stop text, a tool and hard text, of each endpoint; a case takes two seconds."""
 
 
 def gathered(llama: LlamaServer, endpoint: str, raw: bytes) -> tuple[bytes, int]:
@@ -60,7 +62,10 @@ def gathered(llama: LlamaServer, endpoint: str, raw: bytes) -> tuple[bytes, int]
     return settled.raw, generated
 
 
-@pytest.mark.parametrize(("endpoint", "fields"), ASKED)
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [pytest.param(*each, marks=() if at in IN_FAST_SUITE else pytest.mark.slow) for at, each in enumerate(ASKED)],
+)
 def test_a_gathered_answer_is_the_servers_whole_one_to_the_byte(
     llama: LlamaServer, endpoint: str, fields: dict[str, Any]
 ) -> None:

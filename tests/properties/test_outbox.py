@@ -22,6 +22,7 @@ from billing.ledger.outbox import State
 from billing.money import PICO_PER_MICRO
 from tests.emulators.stripe_double import FaultKind
 from tests.stripe_bench import NOON, Bench, CrashError, bench
+from tests.support.examples import examples
 from tests.support.postgres import PostgresServer
 
 POINTS = ("planned", "claimed", "answered", "recorded")
@@ -158,7 +159,7 @@ def test_every_unit_reaches_stripe_once_in_its_hour_through_everything(made: Ben
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=30,
+            max_examples=examples(7, 60),
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -211,7 +212,7 @@ def test_a_trace_finds_the_batch_of_an_event_and_of_a_correction(made: Bench) ->
     assert found == [(1, 2), (2, 4), (2, 4), (2, 4)]
 
 
-@pytest.mark.parametrize("rows_max", [2, 3, 4, 5, 7, 8, 21])
+@pytest.mark.parametrize("rows_max", [2, 5, 21])
 def test_many_rows_are_planned_in_several_transactions(made: Bench, rows_max: int) -> None:
     """More rows than one transaction takes, customers and windows cut anywhere, and debts that never move."""
     customers_ = {name: made.add(name).id for name in ("acme", "debtor", "slim", "thin", "zeta")}
@@ -273,12 +274,16 @@ QUERIES: dict[str, tuple[tuple[str, str], str, Ask]] = {
 }
 
 
-@pytest.mark.parametrize("name", QUERIES)
-def test_a_hot_query_reads_an_index_and_not_years_of_rows(made: Bench, name: str) -> None:
+def test_a_hot_query_reads_an_index_and_not_years_of_rows(made: Bench) -> None:
     """EXPLAIN, with 20,000 settled rows of a customer's past in the tables."""
-    indexes, table, ask = QUERIES[name]
     acme = made.add("acme").id
     _fill_with_history(made.database, acme)
+    for name in QUERIES:
+        _reads_an_index(made, acme, name)
+
+
+def _reads_an_index(made: Bench, acme: str, name: str) -> None:
+    indexes, table, ask = QUERIES[name]
     plans: list[str] = []
 
     def explain(conn: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, is_many: bool) -> None:

@@ -20,6 +20,7 @@ from billing.money import PICO_PER_MICRO
 from billing.stripe_sync import reported
 from tests.emulators.stripe_double import FaultKind, MeterEvent
 from tests.stripe_bench import Bench, CrashError, bench
+from tests.support.examples import examples
 
 FAULTS = (
     FaultKind.DROP_BEFORE_COMMIT,
@@ -169,7 +170,7 @@ def test_reconciliation_brings_every_unit_to_stripe_once_through_everything(made
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=12,
+            max_examples=examples(4, 24),
             stateful_step_count=15,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
