@@ -57,17 +57,10 @@ def _shown(model: str) -> str:
 def too_fast(exceeded: Exceeded) -> Refusal:
     """Refuse what a rate limit does not allow now: asked last, since what is let through is counted."""
     seconds = -(-exceeded.retry_us // 1_000_000)
-    headers = [retry_after(seconds)]
     if exceeded.kind != "concurrency":
-        kind = exceeded.kind.encode()
-        headers += [
-            (b"x-ratelimit-limit-" + kind, b"%d" % exceeded.limit),
-            (b"x-ratelimit-remaining-" + kind, b"0"),
-            (b"x-ratelimit-reset-" + kind, b"%ds" % seconds),
-        ]
         whose = "this account's limit" if exceeded.is_customers else "the limit"
         text = f"{whose} of {exceeded.limit} {exceeded.kind} per minute is used up; retry in {seconds} s"
     else:
         whose = "account" if exceeded.is_customers else "key"
         text = f"{exceeded.limit} requests of this {whose} are running already; retry when one has ended"
-    return Refusal("rate_limit_exceeded", text, headers=tuple(headers))
+    return Refusal("rate_limit_exceeded", text, headers=(retry_after(seconds),))

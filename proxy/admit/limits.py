@@ -34,6 +34,8 @@ class Exceeded(NamedTuple):
     limit: int
     retry_us: int
     is_customers: bool = False
+    lines: bytes = b""
+    """The header lines that say what is left."""
 
 
 class Kept(NamedTuple):
@@ -83,6 +85,14 @@ def take_request(buckets: Buckets, rpm: int, now: int) -> None:
     buckets.in_flight += 1
     if rpm:
         buckets.requests_until = max(buckets.requests_until, now * _FINE) + _MINUTE // rpm
+
+
+def untake_request(buckets: Buckets, rpm: int) -> None:
+    """Take an admitted request back: nothing was asked of any server."""
+    buckets.in_flight -= 1
+    assert buckets.in_flight >= 0, "each end has its beginning"
+    if rpm:
+        buckets.requests_until -= _MINUTE // rpm
 
 
 def give_back(buckets: Buckets, tpm: int, tokens: int, now: int) -> None:

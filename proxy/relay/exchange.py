@@ -103,6 +103,7 @@ class Exchange(Settlement):
     def _throttled(self, rates: Rates) -> Refusal | None:
         admitted = self._services.throttle.admit(rates)
         if isinstance(admitted, Exceeded):
+            self._limit_lines = admitted.lines
             return decide.too_fast(admitted)
         self._limit_lines = admitted
         return None

@@ -353,8 +353,11 @@ class Settlement:
             return
         exchanges.remove(self)
         assert self._principal is not None, "admitted"
-        if self._principal.rates is not None:
-            self._services.throttle.end(self._principal.rates, tokens)
+        rates = self._principal.rates
+        if rates is not None and self._server is not None:
+            self._services.throttle.end(rates, tokens)
+        elif rates is not None:
+            self._limit_lines = self._services.throttle.undo(rates)
         if self._holding is not None:
             self._holding.close()
         self._leave_service()

@@ -112,6 +112,14 @@ def test_a_soft_budget_refuses_nothing(gateway: Gateway) -> None:
     assert ask(gateway, request(key)).status == 200
 
 
+def test_what_a_budget_refuses_counts_against_no_rate_limit(gateway: Gateway) -> None:
+    key = gateway.new_key("--rpm", "2", "--budget", "0", "--per", "day")
+    for _ in range(4):
+        answer = ask(gateway, request(key))
+        assert is_over(answer)
+        assert answer.header("x-ratelimit-remaining-requests") == "2"
+
+
 def test_when_both_fall_short_it_is_the_credit(gateway: Gateway) -> None:
     gateway.weir("customer", "add", "prepaid", "--prepaid")
     key = gateway.new_key(customer="prepaid")

@@ -87,12 +87,7 @@ def test_a_name_of_any_length_is_answered_in_a_few_words(model: str) -> None:
 def test_a_limit_tells_when_to_come_back(kind: str, retry_us: int, seconds: int) -> None:
     """Whole seconds, rounded up: a client that waits so long is let in."""
     refused = too_fast(Exceeded(kind, 10, retry_us))
-    assert dict(refused.headers) == {
-        b"retry-after": b"%d" % seconds,
-        b"x-ratelimit-limit-" + kind.encode(): b"10",
-        b"x-ratelimit-remaining-" + kind.encode(): b"0",
-        b"x-ratelimit-reset-" + kind.encode(): b"%ds" % seconds,
-    }
+    assert refused.headers == ((b"retry-after", b"%d" % seconds),)
     assert f"10 {kind}" in refused.message
 
 

@@ -156,7 +156,8 @@ def test_a_worker_gets_what_another_one_does_not_use(bench: CreditBench, acme: s
     bench.grant(acme, 100)
 
     async def scenario() -> None:
-        async with worker(bench.database) as one, worker(bench.database) as two:
+        patient = worker(bench.database, monotonic_ns=lambda: time.monotonic_ns() // 20)
+        async with worker(bench.database) as one, patient as two:
             running, ended = await held(one, acme, need(40)), await held(one, acme, need(60))
             one.void(acme, ended)
             await held(two, acme, need(60))

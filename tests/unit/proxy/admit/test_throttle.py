@@ -118,7 +118,9 @@ def test_a_request_falls_under_its_keys_and_its_customers_limits() -> None:
     exceeded = own.admit(other)
     assert isinstance(exceeded, Exceeded)
     assert (exceeded.kind, exceeded.limit, exceeded.is_customers) == ("requests", 7, True)
-    assert own.admit((rate("key_1", rpm=5),)) == Exceeded("requests", 5, 12 * SECOND_US)
+    alone = own.admit((rate("key_1", rpm=5),))
+    assert isinstance(alone, Exceeded)
+    assert alone[:4] == ("requests", 5, 12 * SECOND_US, False)
 
 
 def test_answers_say_what_is_left_of_the_tightest() -> None:
@@ -131,12 +133,44 @@ def test_answers_say_what_is_left_of_the_tightest() -> None:
     )
     own.end(both, 700)
     exceeded = own.admit(both)
-    assert exceeded == Exceeded("tokens", 600, 10 * SECOND_US + 1)
+    assert isinstance(exceeded, Exceeded)
+    assert exceeded[:4] == ("tokens", 600, 10 * SECOND_US + 1, False)
+    assert exceeded.lines == (
+        b"x-ratelimit-limit-requests: 10\r\nx-ratelimit-remaining-requests: 9\r\nx-ratelimit-reset-requests: 6s\r\n"
+        b"x-ratelimit-limit-tokens: 600\r\nx-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1m10s\r\n"
+    )
+    busy = own.admit((rate("cust", rpm=10, concurrency=1), rate("key_3", concurrency=1)))
+    assert isinstance(busy, bytes)
+    full = own.admit((rate("cust", rpm=10, concurrency=1),))
+    assert isinstance(full, Exceeded)
+    assert (full.kind, full.lines.startswith(b"x-ratelimit-limit-requests: 10\r\n")) == ("concurrency", True)
+    own.undo((rate("cust", rpm=10, concurrency=1), rate("key_3", concurrency=1)))
     time.wait(40)
     lines = own.admit(both)
     assert isinstance(lines, bytes)
     assert b"remaining-tokens: 300\r\nx-ratelimit-reset-tokens: 30s\r\n" in lines
     assert own.admit((rate(concurrency=3),)) == b""
+
+
+def test_what_is_taken_back_was_never_counted() -> None:
+    """However often, beside others that stay, and though time passes between: nobody gains a request by it."""
+    time = Time()
+    own = throttle(time=time)
+    limit = (rate(rpm=6, concurrency=2), rate("cust", rpm=60, customers=True))
+    before = own.admit(limit)
+    for _ in range(50):
+        assert isinstance(own.admit(limit), bytes)
+        assert own.undo(limit) == before
+        assert isinstance(own.admit(limit), bytes)
+        time.wait(20)
+        own.undo(limit)
+        own.end(limit, 0)
+        assert own.admit(limit) == before, "20 s brought back the one that stayed, and no more than there are"
+    own.end(limit, 0)
+    for _ in range(5):
+        assert isinstance(own.admit(limit), bytes)
+        own.end(limit, 0)
+    assert isinstance(own.admit(limit), Exceeded)
 
 
 def test_a_change_of_a_limit_keeps_what_was_used() -> None:
