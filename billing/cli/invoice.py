@@ -6,7 +6,6 @@ from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
 from billing.clock import instant_text
 from billing.ledger import accounts
-from billing.ledger.bills import units_as_pico
 from billing.money import Pico, amount_text
 from billing.stripe_sync import previews
 from billing.stripe_sync.client import connect
@@ -52,12 +51,12 @@ def row(seen: Preview) -> Row:
         },
         "stripe": {
             "units": seen.stripe_units,
-            "amount": amount_text(units_as_pico(seen.stripe_units)),
+            "amount": amount_text(seen.counted),
             "total": amount_text(seen.stripe_total),
         },
         "difference": amount_text(seen.difference),
         "explained": {
-            "unsent": amount_text(units_as_pico(seen.ledger.units_unsent)),
+            "unsent": amount_text(seen.ledger.unsent),
             "unassigned": amount_text(seen.ledger.unassigned),
             "carry": amount_text(seen.carry),
         },
@@ -81,8 +80,8 @@ def _table(seen: Preview) -> list[Row]:
     return [
         line("usage", seen.ledger.usage),
         line("paid by credit", Pico(-seen.ledger.credit)),
-        line("to be invoiced", seen.billable, units_as_pico(seen.stripe_units)),
-        line("  not sent yet", units_as_pico(seen.ledger.units_unsent)),
+        line("to be invoiced", seen.billable, seen.counted),
+        line("  not sent yet", seen.ledger.unsent),
         line("  in no batch yet", seen.ledger.unassigned),
         line("  below a unit, carried on", seen.carry),
         line("  sent, not counted by Stripe", seen.unexplained),

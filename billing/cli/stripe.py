@@ -1,5 +1,7 @@
 """`weir stripe`: setup, what was sent and what was not, and Stripe's events."""
 
+from collections.abc import Iterable, Mapping
+
 import click
 
 from billing import clock
@@ -7,18 +9,23 @@ from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
 from billing.cli.reconcile import reconcile
 from billing.clock import instant_text, parse_instant
-from billing.errors import NotFoundError, UsageError
-from billing.ledger import inbox, outbox, standings, stripe_objects
+from billing.errors import NotFoundError, StripeError, UsageError
+from billing.ledger import inbox, outbox, standings, stripe_objects, token_meters, versions
 from billing.ledger.outbox import Batch
+from billing.ledger.stripe_objects import Kind
 from billing.money import amount_text
-from billing.stripe_sync import push, release, setup, turn
+from billing.stripe_sync import drift as drift_
+from billing.stripe_sync import push, release, setup, token_setup, turn
 from billing.stripe_sync.client import connect
 from billing.stripe_sync.push import Pusher, Sent
+from billing.stripe_sync.setup import Step
 
 ATTENTION_ROWS_MAX = 100
 EVENT_ROWS_MAX = 100
 
-SETUP_COLUMNS = ("kind", "action", "stripe_id", "detail", "drift")
+SETUP_COLUMNS = ("kind", "action", "stripe_id", "meter", "detail", "drift")
+DRIFT_COLUMNS = ("kind", "stripe_id", "fault", "remedy")
+METER_COLUMNS = ("meter", "units_sent", "units_unsent")
 SENT_COLUMNS = ("batch", "customer", "window", "units", "state", "answer")
 CUSTOMER_COLUMNS = (
     "customer",
@@ -43,25 +50,31 @@ def stripe() -> None:
 @listing
 @pass_session
 def setup_(session: Session, *, is_plan: bool, form: str) -> None:
-    """Create or adopt the meter, the product and the price; run twice, it changes nothing."""
-    port = connect(session.config)
+    """Create or adopt the meter, the product and the price; run twice, it changes nothing.
+
+    With stripe.mode = "tokens" also those of each kind of token of each model, at the prices that hold now.
+    """
+    config, port = session.config, connect(session.config)
     with session.database.reading() as conn:
         known = stripe_objects.known(conn)
+        settings = config.billing
+        book = versions.load_book(conn, default_margin=settings.default_margin, currency=settings.currency)
+        of_tokens = token_meters.ids(conn)
     if is_plan:
-        steps = setup.preview(setup.wanted(session.config), port)
+        steps = setup.preview(setup.wanted(config), port)
     else:
-        steps = setup.run(session.config, session.database, port, session.now, session.actor)
-    drift = setup.drift(known, steps)
-    rows: list[Row] = [
-        {
-            "kind": str(step.kind),
-            "action": str(step.action),
-            "stripe_id": step.stripe_id,
-            "detail": step.detail,
-            "drift": drift.get(step.kind),
-        }
-        for step in steps
-    ]
+        steps = setup.run(config, session.database, port, session.now, session.actor)
+    rows = _setup_rows(config.stripe.meter_event_name, steps, known)
+    if config.stripe.mode == "tokens":
+        wants = token_setup.of_card(config, book, session.now)
+        made = (
+            token_setup.preview(wants, port)
+            if is_plan
+            else token_setup.ensure(session.database, port, wants, session.now, session.actor)
+        )
+        for each, of_rate in made:
+            name = each.want.event_name
+            rows += _setup_rows(name, of_rate, of_tokens.get((name, each.rate.unit_pico), {}))
     emit(form, rows, SETUP_COLUMNS, title="planned" if is_plan else "at Stripe")
 
 
@@ -102,15 +115,21 @@ def push_(session: Session, *, is_now: bool, is_rejected: bool, batch_id: str | 
 
 
 @stripe.command()
+@click.option("--offline", "is_offline", is_flag=True, help="Only what the ledger knows: do not ask Stripe for drift.")
 @listing
 @pass_session
-def status(session: Session, form: str) -> None:
-    """Show batches by state, units by customer, and what needs a person."""
+def status(session: Session, *, is_offline: bool, form: str) -> None:
+    """Show batches by state, units by customer, and what needs a person.
+
+    Stripe is asked whether its meters and prices are still as setup left them; with --csv it is not.
+    """
+    drift, unknown = _drift(session) if form != "csv" and not is_offline else ([], None)
     with session.database.reading() as conn:
         counts = standings.counts(conn)
         events_by_state = inbox.counts(conn)
         customers = standings.standings(conn)
         attention = outbox.in_state(conn, NEEDS_A_PERSON, ATTENTION_ROWS_MAX)
+        by_meter = token_meters.units_by_meter(conn, [str(state) for state in outbox.DELIVERED])
     currency = session.config.billing.currency
     rows: list[Row] = [
         {
@@ -126,18 +145,40 @@ def status(session: Session, form: str) -> None:
         for each in customers
     ]
     needing: list[Row] = [_batch_row(batch) for batch in attention]
+    meters: list[Row] = [
+        {"meter": name, "units_sent": sent, "units_unsent": unsent} for name, (sent, unsent) in by_meter.items()
+    ]
     if form == "json":
-        emit_one(form, {"batches": counts, "customers": rows, "attention": needing, "events": events_by_state})
+        found: dict[str, object] = {"batches": counts, "customers": rows, "attention": needing, "meters": meters}
+        emit_one(form, found | {"events": events_by_state, "drift": drift, "drift_unknown": unknown})
         return
     if form == "table":
         emit_one(form, counts or {"batches": "none yet"}, title="batches")
     emit(form, rows, CUSTOMER_COLUMNS, title="customers")
+    if form == "table" and session.config.stripe.mode == "tokens":
+        emit(form, meters, METER_COLUMNS, title="meters")
+    if drift:
+        emit(form, drift, DRIFT_COLUMNS, title="changed at Stripe since setup")
+    if unknown is not None:
+        click.echo(f"weir: whether somebody changed anything at Stripe is not known: {unknown}", err=True)
     failed = events_by_state.get(str(inbox.State.FAILED), 0)
     if failed:
         told = f"weir: {failed} events of Stripe's had no effect: `weir stripe events --state failed`, then `replay`"
         click.echo(told, err=True)
     if form == "table" and needing:
         emit(form, needing, SENT_COLUMNS, title="needs a person")
+
+
+def _drift(session: Session) -> tuple[list[Row], str | None]:
+    """Return what is not as setup left it, and why that is not known."""
+    if not session.config.stripe.is_active:
+        return [], None
+    try:
+        found = drift_.look(session.config, session.database, connect(session.config))
+    except StripeError as error:
+        return [], str(error)
+    columns = DRIFT_COLUMNS
+    return [{name: getattr(each, name) for name in columns} for each in found], None
 
 
 @stripe.command()
@@ -189,6 +230,21 @@ def replay(session: Session, event_id: str | None, *, since: str | None) -> None
         if not inbox.replay(conn, event_id, session.now):
             raise NotFoundError(f"there is no event {event_id!r}; `weir stripe events` lists them")
     click.echo(f"{event_id} will be processed again")
+
+
+def _setup_rows(meter: str, steps: Iterable[Step], known: Mapping[Kind, str]) -> list[Row]:
+    drift_of = setup.drift(known, steps)
+    return [
+        {
+            "kind": str(step.kind),
+            "action": str(step.action),
+            "stripe_id": step.stripe_id,
+            "detail": step.detail,
+            "meter": meter,
+            "drift": drift_of.get(step.kind),
+        }
+        for step in steps
+    ]
 
 
 def _unaccepted(pusher: Pusher) -> int:

@@ -42,7 +42,7 @@ def trace(session: Session, request_id: str, form: str) -> None:
 
 def row(found: Trace) -> dict[str, object]:
     """Return a trace as one row: the event's columns with amounts and instants as texts, then its prices."""
-    quote, batch = found.quote, found.batch
+    quote, batch = found.quote, found.batches[0] if found.batches else None
     fields: dict[str, object] = {**found.event._asdict(), "customer": found.customer}
     for name in _INSTANTS:
         instant = fields[name]
@@ -67,6 +67,10 @@ def row(found: Trace) -> dict[str, object]:
         "meter_batch": None if batch is None else batch.id,
         "meter_batch_state": None if batch is None else batch.state.value,
         **billing(batch),
+        "meter_batches": [
+            {"meter_batch": each.id, "meter": each.event_name, "state": each.state.value, **billing(each)}
+            for each in found.batches
+        ],
     }
 
 

@@ -4,11 +4,10 @@ from billing.cli.app import Session
 from billing.cli.output import Row
 from billing.clock import SECOND_US, Instant, instant_text
 from billing.errors import NotFoundError
-from billing.ledger import accounts, bills, stripe_objects
-from billing.ledger.bills import units_as_pico
+from billing.ledger import accounts, bills
 from billing.ledger.outbox import Batch
-from billing.ledger.stripe_objects import Kind
 from billing.money import Pico, amount_text
+from billing.stripe_sync import our_prices
 
 REQUESTS_SHOWN = 1_000
 INVOICE_PREFIX = "in_"
@@ -24,7 +23,8 @@ def batch_row(session: Session, batch: Batch) -> Row:
         "customer": customer.name,
         "customer_id": customer.id,
         "stripe_customer": batch.stripe_customer_id,
-        "amount": amount_text(units_as_pico(batch.units)),
+        "meter": batch.event_name,
+        "amount": amount_text(bills.worth(batch)),
         "currency": session.config.billing.currency,
         "carry_in_pico": batch.carry_in_pico,
         "carry_pico": batch.carry_pico,
@@ -54,14 +54,16 @@ def invoice_row(session: Session, invoice_id: str) -> Row:
         raise NotFoundError(f"Stripe has no invoice {invoice_id!r}")
     with session.database.reading() as conn:
         customer = accounts.find_by_stripe(conn, billed.stripe_customer_id)
-        price_id = stripe_objects.known(conn).get(Kind.PRICE)
+        prices = our_prices.load(conn)
     if customer is None:
         raise NotFoundError(f"{invoice_id} is of {billed.stripe_customer_id}, who is linked to no customer")
     lines: list[Row] = []
     for line in billed.lines:
         start, end = Instant(line.period_start_s * SECOND_US), Instant(line.period_end_s * SECOND_US)
         with session.database.reading() as conn:
-            found = bills.batches_in(conn, customer.id, start, end) if line.price_id == price_id else []
+            is_ours = prices.is_ours(line.price_id)
+            found = bills.batches_in(conn, customer.id, start, end) if is_ours else []
+        found = prices.billed(line.price_id, found) if is_ours else []
         lines.append(
             {
                 "text": line.text,

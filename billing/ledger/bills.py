@@ -12,7 +12,7 @@ from billing.clock import DAY_US, Instant, hour_start, to_datetime
 from billing.ledger import outbox, schema
 from billing.ledger.outbox import DELIVERED, Batch
 from billing.ledger.partitions import bound
-from billing.money import PICO_PER_MICRO, Pico, join
+from billing.money import Pico, join
 from billing.usage import UsageEvent
 
 _BATCHES, _HOURLY, _EVENTS = schema.meter_batches, schema.usage_hourly, schema.usage_events
@@ -22,7 +22,8 @@ _BATCHES, _HOURLY, _EVENTS = schema.meter_batches, schema.usage_hourly, schema.u
 class Period:
     """What a customer used in [start, end), and where it is: paid by credit, in units sent or not, in no batch yet.
 
-    `usage` = `credit` + `units` + `unassigned` + `carry_out` − `carry_in`, each in picounits.
+    `usage` = `credit` + `sent` + `unsent` + `unassigned` + `carry_out` − `carry_in`, each in picounits. In tokens mode
+    the units are of several meters, and their sums say little.
     """
 
     usage: Pico
@@ -30,6 +31,8 @@ class Period:
     unassigned: Pico
     units_sent: int
     units_unsent: int
+    sent: Pico
+    unsent: Pico
     carry_in: Pico
     carry_out: Pico
 
@@ -52,6 +55,8 @@ def period(conn: sa.Connection, customer_id: str, start: Instant, end: Instant) 
         unassigned=Pico(usage - assigned),
         units_sent=sum(batch.units for batch in found if batch.state in DELIVERED),
         units_unsent=sum(batch.units for batch in found if batch.state not in DELIVERED),
+        sent=Pico(sum(worth(batch) for batch in found if batch.state in DELIVERED)),
+        unsent=Pico(sum(worth(batch) for batch in found if batch.state not in DELIVERED)),
         carry_in=Pico(found[0].carry_in_pico if found else 0),
         carry_out=Pico(found[-1].carry_pico if found else 0),
     )
@@ -97,6 +102,6 @@ def requests_in(conn: sa.Connection, batch: Batch, rows_max: int) -> list[UsageE
     return found
 
 
-def units_as_pico(units: int) -> Pico:
-    """Return what units of the meter come to: a unit is a millionth of the currency."""
-    return Pico(units * PICO_PER_MICRO)
+def worth(batch: Batch) -> Pico:
+    """Return what a batch's units come to."""
+    return Pico(batch.units * batch.unit_pico)

@@ -43,7 +43,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceCheck:
-    """The metered line of a finalized invoice for a period, against what the ledger sent for that period."""
+    """The metered line of a finalized invoice for a period, against what the ledger sent for that period.
+
+    `meter` is "" for the line of amounts, and else the name of the meter of tokens that the line bills.
+    """
 
     invoice_id: str
     period_start: Instant
@@ -56,6 +59,7 @@ class InvoiceCheck:
     explanation: str
     is_explained: bool
     checked_at: Instant
+    meter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +135,17 @@ def matched(
 
 
 def write_invoices(conn: sa.Connection, checks: Iterable[InvoiceCheck]) -> None:
-    """Write what invoices were found to bill, each over what was found of it before."""
+    """Write what invoices were found to bill, each over what was found of it before.
+
+    A line of tokens has a row of its own, named by invoice and meter ("in_1/weir_tokens_…"): the key of the table is
+    that of the releases before, which knew one line.
+    """
     insert = sqlite.insert if conn.dialect.name == "sqlite" else postgresql.insert
     for check in checks:
-        values: dict[str, object] = {name: getattr(check, name) for name in InvoiceCheck.__slots__}
+        values: dict[str, object] = {name: getattr(check, name) for name in InvoiceCheck.__slots__ if name != "meter"}
         values["is_explained"] = int(check.is_explained)
+        if check.meter:
+            values["invoice_id"] = f"{check.invoice_id}/{check.meter}"
         query = insert(_INVOICES).values(**values)
         conn.execute(query.on_conflict_do_update(index_elements=["invoice_id", "period_start"], set_=values))
 

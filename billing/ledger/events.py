@@ -7,8 +7,9 @@ outbox assigns it to a batch; each event keeps the number it found, which is how
 `upstream_hourly` sums the same events by hour, upstream and model: tokens, cost, and for how long the upstream worked
 for them, for whoever spreads a machine's cost (`billing/pricing/hardware.py`).
 
-`shard` is the writing worker's: workers never wait for each other's row locks, and within a transaction rows are
-taken in key order, one table after the other, so that two writers can not deadlock.
+`shard` is the writing worker's, and the quote's (`shard_of`): workers never wait for each other's row locks, and a row
+holds usage of one quote, so that its tokens times the quote's prices are its amount. `price_ref` names that quote.
+Within a transaction rows are taken in key order, one table after the other, so that two writers can not deadlock.
 
 The statements go to the driver's cursor as they are, a tuple per row: SQLAlchemy Core costs 30 µs a row here, this 3.
 """
@@ -16,6 +17,7 @@ The statements go to the driver's cursor as they are, a tuple per row: SQLAlchem
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
+from zlib import crc32
 
 import sqlalchemy as sa
 
@@ -59,6 +61,8 @@ _WORK_SUMS = (
 )
 _WORK_KEY = ("hour", "upstream", "model", "shard")
 
+WORKER_SHARDS = 64
+_QUOTE_SHARDS = 1 << 24
 _PICO_PER_MICRO = 1_000_000
 _NO_CREDIT: Mapping[str, int] = MappingProxyType({})
 
@@ -86,15 +90,17 @@ def append_on(
     """Do what `append` does on the driver's own cursor, inside a transaction. Raises the driver's errors."""
     insert_sql, upsert_sql, work_sql = _statements("?" if is_sqlite else "%s")
     sequences: dict[RollupKey, int] = {}
-    for key, sums in sorted(_summed(events, shard, credit).items()):
-        cursor.execute(upsert_sql, (*key, *sums))
+    totals, refs = _summed(events, shard, credit)
+    for key, sums in sorted(totals.items()):
+        cursor.execute(upsert_sql, (*key, *sums, refs[key]))
         row = cursor.fetchone()
         assert row is not None, "it returns the row that grew"
         sequences[key] = row[0]
-    rows = [
-        (*event, shard, sequences[event.customer_id, event.window_start, event.api_key_id, event.model, shard])
-        for event in events
-    ]
+    rows = []
+    for event in events:
+        own = shard_of(shard, event.price_ref)
+        key = (event.customer_id, event.window_start, event.api_key_id, event.model, own)
+        rows.append((*event, own, sequences[key]))
     cursor.executemany(insert_sql, rows)
     for work in sorted(_worked(events, shard)):
         cursor.execute(work_sql, work)
@@ -107,7 +113,8 @@ def credit(conn: sa.Connection, event: UsageEvent, shard: int, amount: int) -> N
     table = schema.usage_hourly
     micro, pico = divmod(amount, _PICO_PER_MICRO)
     grown = {"credit_micro": micro, "credit_pico": pico, "assigned_micro": micro, "assigned_pico": pico}
-    key = (event.customer_id, event.window_start, event.api_key_id, event.model, shard)
+    own = shard_of(shard, event.price_ref)
+    key = (event.customer_id, event.window_start, event.api_key_id, event.model, own)
     query = sa.update(table).where(*(table.c[name] == value for name, value in zip(_KEY, key, strict=True)))
     conn.execute(query.values({name: table.c[name] + value for name, value in grown.items()}))
 
@@ -120,13 +127,29 @@ def absent(conn: sa.Connection, events: Sequence[UsageEvent]) -> list[UsageEvent
     return [event for event in events if event.id not in recorded]
 
 
-def _summed(events: Sequence[UsageEvent], shard: int, credit: Mapping[str, int]) -> dict[RollupKey, list[int]]:
+@lru_cache(maxsize=4096)
+def shard_of(worker: int, price_ref: str) -> int:
+    """Return the shard of a worker's usage at a quote: the worker's below, 24 bits of the quote's name above.
+
+    Should two quotes of a customer's hour share their bits, the row holds both, and its amount is not the tokens times
+    the prices of the quote that it names: whoever splits it by price has to check that.
+    """
+    return worker % WORKER_SHARDS + WORKER_SHARDS * (crc32(price_ref.encode()) % _QUOTE_SHARDS)
+
+
+def _summed(
+    events: Sequence[UsageEvent], shard: int, credit: Mapping[str, int]
+) -> tuple[dict[RollupKey, list[int]], dict[RollupKey, str]]:
+    """Return the sums of each rollup, and the quote of its first event."""
     totals: dict[RollupKey, list[int]] = {}
+    refs: dict[RollupKey, str] = {}
     for event in events:  # whole amounts first: they are split once for each rollup, and not once for each event
-        key = (event.customer_id, event.window_start, event.api_key_id, event.model, shard)
+        own = shard_of(shard, event.price_ref)
+        key = (event.customer_id, event.window_start, event.api_key_id, event.model, own)
         sums = totals.get(key)
         if sums is None:
             sums = totals[key] = [0] * len(_SUMS)
+            refs[key] = event.price_ref
         sums[0] += event.adjusts is None  # a correction is no request
         sums[1] += event.input_tokens
         sums[2] += event.cached_input_tokens
@@ -142,7 +165,7 @@ def _summed(events: Sequence[UsageEvent], shard: int, credit: Mapping[str, int])
     for sums in totals.values():
         for micro, pico in _SPLIT:
             sums[micro], sums[pico] = divmod(sums[pico], _PICO_PER_MICRO)
-    return totals
+    return totals, refs
 
 
 def _worked(events: Sequence[UsageEvent], shard: int) -> list[tuple[object, ...]]:
@@ -173,7 +196,7 @@ def _statements(mark: str) -> tuple[str, str, str]:
         f"INSERT INTO usage_events ({', '.join(events)}) VALUES ({', '.join([mark] * len(events))})"
         " /* weir:events.insert */"
     )
-    columns = (*_KEY, *_SUMS)
+    columns = (*_KEY, *_SUMS, "price_ref")
     sums = ", ".join(f"{name} = usage_hourly.{name} + excluded.{name}" for name in _SUMS)
     work_columns = (*_WORK_KEY, *_WORK_SUMS)
     work_sums = ", ".join(f"{name} = upstream_hourly.{name} + excluded.{name}" for name in _WORK_SUMS)

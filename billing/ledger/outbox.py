@@ -1,12 +1,14 @@
 """The outbox: what rollups hold beyond what batches hold becomes batches, and each batch's way to Stripe is recorded.
 
-Invariant (I6): for each customer, Σ units × 10⁶ + the last batch's carry = Σ amounts assigned. It holds because a plan
+Invariant (I6): for each customer, Σ units × unit + the last batch's carry = Σ amounts assigned, where a batch's unit
+(`unit_pico`) is a millionth of the currency, or in tokens mode a token's price. It holds because a plan
 (batches, and the rows they cover) is written in the transaction that read the rows: `append` adds to `assigned_*`
 exactly what `pending` read, and fails as a whole if a row changed in between or a seq is taken.
 
 A row's `window_seq` grows with each assignment and every event stores the one it found. So a batch's `covers`, a list
 of [api_key_id, model, shard, window_seq], names exactly the events it holds; an entry of an earlier hour (a
-correction that a later hour paid for) has that hour's window_start as a fifth element.
+correction that a later hour paid for) has that hour's window_start as a fifth element. In tokens mode the batches of
+an hour's meters name the same events, and each holds their tokens of its own type.
 
 The way of a batch: `pending` (Stripe can not have counted it) → `sending` → `accepted`, or back to `pending`, or
 `uncertain` (it may have been counted), or `rejected`, or `held`. `carried` holds less than a unit, so nothing is sent.
@@ -19,12 +21,13 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from billing.clock import Instant
 from billing.ledger import schema
-from billing.money import Pico, join
+from billing.money import PICO_PER_MICRO, Pico, join
 
 PENDING_ROWS_MAX = 1_000
 """Rollup rows in one transaction of the outbox: they are locked meanwhile, and the recorder waits for them."""
@@ -47,13 +50,30 @@ class State(StrEnum):
     CARRIED = "carried"
 
 
+class Counts(NamedTuple):
+    """What usage counts, as rollups do: cached tokens are a part of the input, reasoning of the output."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    image_input_tokens: int = 0
+    audio_input_tokens: int = 0
+
+
+NO_COUNTS = Counts()
+
 SENDABLE = (State.PENDING, State.UNCERTAIN, State.SENDING)
 DELIVERED = (State.ACCEPTED, State.CONFIRMED)
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one rollup row holds beyond what was assigned: two sums, which `money.join` joins; may be negative."""
+    """What one rollup row holds beyond what was assigned: two sums, which `money.join` joins; may be negative.
+
+    `price_ref` names the quote of the row, None for a row of a release that kept none.
+    """
 
     customer_id: str
     stripe_customer_id: str
@@ -64,6 +84,8 @@ class Delta:
     window_seq: int
     micro: int
     pico: int
+    price_ref: str | None = None
+    counts: Counts = NO_COUNTS
 
     @property
     def amount(self) -> Pico:
@@ -109,6 +131,7 @@ class Batch:
     last_answer: str | None
     resend: int = 0
     via: str = "v1"
+    unit_pico: int = PICO_PER_MICRO
 
     @property
     def identifier(self) -> str:
@@ -158,21 +181,24 @@ def pending(
     *,
     only: str | None = None,
     is_waiting: bool = False,
+    is_locking: bool = True,
 ) -> tuple[list[Delta], str | None]:
     """Return the unassigned deltas of customers linked to Stripe, by customer and window, after customer `after`.
 
     `only` asks for one customer. The second value is None, or the customer at whom the list was cut: some windows of
     that one are missing. The rows are locked until the transaction ends. On PostgreSQL a row that the recorder holds
     right now is left to the next round, unless `is_waiting`: then it is waited for, in the recorder's own order of
-    rows. On SQLite the transaction must be a writing one.
+    rows. On SQLite the transaction must be a writing one. Without `is_locking` it only looks.
     """
     of_whom = _ROLLUPS.c.customer_id.in_(_LINKED) if only is None else _ROLLUPS.c.customer_id == only
     query = _PENDING.where(of_whom).suffix_with("/* weir:outbox.pending */")
     if conn.dialect.name == "postgresql":
         order = (_ROLLUPS.c.api_key_id, sa.collate(_ROLLUPS.c.model, "C"), _ROLLUPS.c.shard)
-        query = query.order_by(*order).with_for_update(of=_ROLLUPS, skip_locked=not is_waiting)
+        query = query.order_by(*order)
+        if is_locking:
+            query = query.with_for_update(of=_ROLLUPS, skip_locked=not is_waiting)
     rows = conn.execute(query.limit(rows_max), {"after": after, "customers_max": rows_max}).all()
-    deltas = [Delta(row[0], row[1], Instant(row[2]), row[3], row[4], row[5], row[6], row[7], row[8]) for row in rows]
+    deltas = [Delta(row[0], row[1], Instant(row[2]), *row[3:10], Counts(*row[10:])) for row in rows]
     if len(deltas) < rows_max:
         return deltas, None
     last = deltas[-1]
@@ -205,6 +231,8 @@ _PENDING = (
         _ROLLUPS.c.window_seq,
         _ROLLUPS.c.amount_micro - _ROLLUPS.c.assigned_micro,
         _ROLLUPS.c.amount_pico - _ROLLUPS.c.assigned_pico,
+        _ROLLUPS.c.price_ref,
+        *(_ROLLUPS.c[name] - _ROLLUPS.c[f"assigned_{name}"] for name in Counts._fields),
     )
     .select_from(_ROLLUPS.join(_CUSTOMERS, _CUSTOMERS.c.id == _ROLLUPS.c.customer_id))
     .where(IS_UNASSIGNED, _CUSTOMERS.c.stripe_customer_id.is_not(None))
@@ -273,6 +301,7 @@ _ASSIGN = (
         assigned_micro=_ROLLUPS.c.assigned_micro + sa.bindparam("micro"),
         assigned_pico=_ROLLUPS.c.assigned_pico + sa.bindparam("pico"),
         window_seq=_ROLLUPS.c.window_seq + 1,
+        **{f"assigned_{name}": _ROLLUPS.c[f"assigned_{name}"] + sa.bindparam(f"of_{name}") for name in Counts._fields},
     )
 )
 
@@ -287,6 +316,7 @@ def _assignment(delta: Delta) -> dict[str, object]:
         "of_seq": delta.window_seq,
         "micro": delta.micro,
         "pico": delta.pico,
+        **{f"of_{name}": count for name, count in delta.counts._asdict().items()},
     }
 
 
@@ -407,7 +437,7 @@ def in_state(conn: sa.Connection, states: Sequence[State], rows_max: int) -> lis
     return [of_row(row) for row in rows]
 
 
-def batch_of(
+def batches_of(
     conn: sa.Connection,
     customer_id: str,
     window_start: int,
@@ -415,21 +445,21 @@ def batch_of(
     model: str,
     shard: int,
     window_seq: int,
-) -> Batch | None:
-    """Return the batch that holds the event with these values; None while it is not assigned.
+) -> list[Batch]:
+    """Return the batches that hold the event with these values; none while it is not assigned, several in tokens mode.
 
-    Mostly a batch of the event's own hour; a correction that was paid for later is in a batch of a later hour.
+    Mostly batches of the event's own hour; a correction that was paid for later is in a batch of a later hour.
     """
     of_customer = sa.select(_BATCHES).where(_BATCHES.c.customer_id == customer_id)
     own = of_customer.where(_BATCHES.c.window_start == window_start)
     later = of_customer.where(_BATCHES.c.window_start > window_start, _BATCHES.c.covers.contains(f", {window_start}]"))
     cover = [api_key_id, model, shard, window_seq]
     for query, wanted in ((own, cover), (later, [*cover, window_start])):
-        for row in conn.execute(query.order_by(_BATCHES.c.seq).suffix_with("/* weir:outbox.batch_of */")).mappings():
-            batch = of_row(row)
-            if wanted in json.loads(batch.covers):
-                return batch
-    return None
+        rows = conn.execute(query.order_by(_BATCHES.c.seq).suffix_with("/* weir:outbox.batches_of */")).mappings()
+        found = [batch for batch in map(of_row, rows) if wanted in json.loads(batch.covers)]
+        if found:
+            return found
+    return []
 
 
 def of_row(row: sa.RowMapping) -> Batch:

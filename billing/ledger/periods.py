@@ -53,8 +53,10 @@ def unchecked(conn: sa.Connection, now: Instant, since: Instant, after: str, onl
     A thousand at most, by id, behind `after`; `only` asks for one customer.
     """
     boundary = _boundary(now)
-    is_right = sa.exists().where(
-        _CHECKS.c.customer_id == _CUSTOMERS.c.id, _CHECKS.c.period_end == boundary, _CHECKS.c.is_explained == 1
+    of_period = (_CHECKS.c.customer_id == _CUSTOMERS.c.id, _CHECKS.c.period_end == boundary)
+    is_right = sa.and_(
+        sa.exists().where(*of_period, _CHECKS.c.is_explained == 1),
+        ~sa.exists().where(*of_period, _CHECKS.c.is_explained == 0),
     )
     condition = sa.and_(boundary >= since, ~is_right, _CUSTOMERS.c.id > after)
     if only is not None:

@@ -143,7 +143,7 @@ def _assigned_is_in_batches(conn: sa.Connection) -> Iterator[Finding]:
         sums = rollups.get(customer_id, [0, 0, 0, 0])
         assigned = join(sums[0], sums[1]) - join(sums[2], sums[3])
         batches = chains.get(customer_id, [])
-        held = sum(batch.units for batch in batches) * PICO_PER_MICRO + (batches[-1].carry_pico if batches else 0)
+        held = sum(batch.units * batch.unit_pico for batch in batches) + (batches[-1].carry_pico if batches else 0)
         if assigned != held:
             yield Finding(name, customer_id, customer_id, f"{assigned} pico assigned; batches and carry hold {held}")
 
@@ -282,7 +282,7 @@ def _by_customer(conn: sa.Connection, table: sa.Table, *columns: sa.ColumnElemen
 
 
 def _chains(conn: sa.Connection) -> Iterator[tuple[str, list[sa.Row[Any]]]]:
-    columns = ("id", "customer_id", "seq", "units", "carry_in_pico", "carry_pico")
+    columns = ("id", "customer_id", "seq", "units", "unit_pico", "carry_in_pico", "carry_pico")
     chains: dict[str, list[sa.Row[Any]]] = defaultdict(list)
     query = sa.select(*(_BATCHES.c[column] for column in columns)).order_by(_BATCHES.c.customer_id, _BATCHES.c.seq)
     for row in conn.execute(query):

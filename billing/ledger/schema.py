@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from billing.ledger import comparison_schema, credit_schema, machine_schema
+from billing.ledger import comparison_schema, credit_schema, machine_schema, stripe_schema
 from billing.ledger.columns import BIG, ID
 from billing.ledger.columns import metadata as metadata  # noqa: PLC0414 (the metadata of every table)
 
@@ -261,6 +261,14 @@ _UNASSIGNED = "CASE WHEN amount_micro <> assigned_micro OR amount_pico <> assign
 """A stored column and not an index on the comparison itself: PostgreSQL counts a predicate's columns as indexed, so
 each event's update would write every index anew (measured: 0 of 4,950 updates were HOT; with the column, all)."""
 
+_ASSIGNED_COUNTS = tuple(
+    f"assigned_{name}"
+    for name in (
+        *("requests", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"),
+        *("image_input_tokens", "audio_input_tokens"),
+    )
+)
+
 usage_hourly = Table(
     "usage_hourly",
     metadata,
@@ -286,6 +294,8 @@ usage_hourly = Table(
     Column("credit_pico", BIG, nullable=False, server_default="0"),
     Column("image_input_tokens", BIG, nullable=False, server_default="0"),
     Column("audio_input_tokens", BIG, nullable=False, server_default="0"),
+    Column("price_ref", ID),
+    *(Column(name, BIG, nullable=False, server_default="0") for name in _ASSIGNED_COUNTS),
     Index("ix_usage_hourly_window_start", "window_start"),
     Index(
         "ix_usage_hourly_unassigned",
@@ -335,6 +345,8 @@ meter_batches = Table(
     CheckConstraint("via IN ('v1', 'stream')", name="known_way"),
     Index("ix_meter_batches_window", "customer_id", "window_start"),
     Index("ix_meter_batches_at_stripe", "stripe_customer_id", "timestamp_s"),
+    Column("unit_pico", BIG, nullable=False, server_default="1000000"),
+    CheckConstraint("unit_pico > 0", name="unit_has_a_price"),
     sqlite_strict=True,
 )
 
@@ -346,6 +358,11 @@ stripe_objects = Table(
     Column("recorded_at", BIG, nullable=False),
     sqlite_strict=True,
 )
+
+stripe_meters = stripe_schema.stripe_meters
+stripe_prices = stripe_schema.stripe_prices
+stripe_lanes = stripe_schema.stripe_lanes
+ledger_facts = stripe_schema.ledger_facts
 
 stripe_events = Table(
     "stripe_events",

@@ -1,4 +1,4 @@
-"""One request, told from its event to the batch that took it to Stripe: what was used, at which prices, why."""
+"""One request, told from its event to the batches that took it to Stripe: what was used, at which prices, why."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,16 @@ from billing.usage import UsageEvent
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """An event, whose it is, the quote that priced it, and the batch that holds it once it is assigned.
+    """An event, whose it is, the quote that priced it, and the batches that hold it once it is assigned.
 
+    It is one batch, or in tokens mode one for each type of its tokens.
     `adjustments` are the corrections of it; if it is one itself, `reason` says why it was made.
     """
 
     event: UsageEvent
     customer: str
     quote: Quote
-    batch: Batch | None
+    batches: tuple[Batch, ...]
     adjustments: tuple[Note, ...]
     reason: str | None
 
@@ -38,7 +39,7 @@ def load(conn: sa.Connection, request_id: str) -> Trace:
             f"no usage is recorded for the request {request_id!r}; a refused request leaves none (x-request-id)"
         )
     event = UsageEvent(**{name: row[name] for name in UsageEvent._fields})
-    batch = outbox.batch_of(
+    batches = outbox.batches_of(
         conn,
         event.customer_id,
         event.window_start,
@@ -50,4 +51,4 @@ def load(conn: sa.Connection, request_id: str) -> Trace:
     quote = versions.load_quote(conn, event.price_ref)
     corrections = tuple(adjustments.of_request(conn, event.id))
     reason = None if event.adjusts is None else adjustments.note_of(conn, event.id)
-    return Trace(event, row["customer"] or event.customer_id, quote, batch, corrections, reason)
+    return Trace(event, row["customer"] or event.customer_id, quote, tuple(batches), corrections, reason)

@@ -5,6 +5,7 @@ one another, so that each is judged against a book that holds all earlier ones, 
 within a second. All versions are loaded, without a limit: a book that lacks some would charge wrong prices.
 """
 
+from collections.abc import Collection
 from dataclasses import astuple
 from typing import Any
 
@@ -164,6 +165,13 @@ def _unit_prices(row: sa.Row[Any], prefix: str) -> UnitPrices:
     """Return the prices in a quote's row; what an older release left out costs as input."""
     values = {unit: getattr(row, f"{prefix}{unit}_pico") for unit in UNITS}
     return UnitPrices(**{unit: value for unit, value in values.items() if value is not None})
+
+
+def load_prices(conn: sa.Connection, refs: Collection[str]) -> dict[str, UnitPrices]:
+    """Return the unit prices of these quotes; one that is not there is left out."""
+    table = schema.price_quotes
+    query = sa.select(table.c.ref, *(table.c[f"{unit}_pico"] for unit in UNITS)).where(table.c.ref.in_(sorted(refs)))
+    return {row.ref: _unit_prices(row, "") for row in conn.execute(query)}
 
 
 def _quote_row(quote: Quote) -> dict[str, Any]:

@@ -9,7 +9,7 @@ The SDK's telemetry is off: it would write an id into the home folder and send t
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import stripe
 
@@ -171,7 +171,7 @@ class SdkClient:
                         "currency": price.currency,
                         "product": price.product_id,
                         "recurring": {"interval": "month", "usage_type": "metered", "meter": price.meter_id},
-                        "unit_amount_decimal": Decimal(price.unit_amount),
+                        "unit_amount_decimal": cast(Decimal, price.unit_amount),  # the SDK writes small ones as 1E-7
                         "lookup_key": lookup_key,
                         "metadata": {"weir": price.weir},
                     },
@@ -215,6 +215,26 @@ class SdkClient:
             "metadata": {"weir_customer": weir_customer},
         }
         return _subscription(asked(lambda: self._v1.subscriptions.create(params, {"idempotency_key": key})))
+
+    def items(self, subscription_id: str) -> list[Item]:
+        """See StripePort."""
+        return listed(
+            lambda: self._v1.subscription_items.list({"subscription": subscription_id, "limit": PAGE_ROWS}), _item
+        )
+
+    def add_item(self, subscription_id: str, price_id: str, key: str) -> Item:
+        """See StripePort."""
+        return _item(
+            asked(
+                lambda: self._v1.subscription_items.create(
+                    {"subscription": subscription_id, "price": price_id}, {"idempotency_key": key}
+                )
+            )
+        )
+
+    def remove_item(self, item_id: str) -> None:
+        """See StripePort."""
+        asked(lambda: self._v1.subscription_items.delete(item_id))
 
     def open_invoices(self, customer_id: str) -> list[Invoice]:
         """See StripePort."""
@@ -297,7 +317,7 @@ def _subscription(row: stripe.Subscription) -> Subscription:
 def _item(row: stripe.SubscriptionItem) -> Item:
     recurring = row.price.recurring
     meter_id = "" if recurring is None else recurring.meter or ""
-    return Item(row.price.id, meter_id, row.current_period_start, row.current_period_end)
+    return Item(row.price.id, meter_id, row.current_period_start, row.current_period_end, row.id, row.created)
 
 
 def _invoice(row: stripe.Invoice) -> Invoice:

@@ -21,9 +21,9 @@ from billing.config import Config
 from billing.errors import NotFoundError, RefusedError, StripeError
 from billing.ledger import accounts, outbox, stripe_objects
 from billing.ledger.accounts import Cause, Customer
-from billing.ledger.database import Database
+from billing.ledger.database import Connection, Database
 from billing.ledger.stripe_objects import Kind
-from billing.stripe_sync import batches, refresh, turn
+from billing.stripe_sync import batches, refresh, token_lanes, turn
 from billing.stripe_sync.client import connect
 from billing.stripe_sync.port import StripeCustomer, StripePort, Subscription
 
@@ -132,18 +132,27 @@ def _subscribe(
         accounts.link_stripe(conn, customer_id, stripe_customer_id, subscription.id, now, actor)
         accounts.resume(conn, customer_id, Cause.STRIPE_DELETED, f"linked to {stripe_customer_id}", now, actor)
         outbox.readdress(conn, customer_id, stripe_customer_id, now)
-        cut_at: str | None = customer_id
-        while cut_at is not None:
-            deltas, cut_at = outbox.pending(conn, only=customer_id, is_waiting=True)
-            tails = outbox.tails(conn, [customer_id])
-            event_name = config.stripe.meter_event_name
-            plan = batches.plan(deltas, tails, now, event_name, first_period_s=item.period_start_s)
-            outbox.append(conn, plan)
-            if not plan.assigned:
-                break
+        event_name = config.stripe.meter_event_name
+        if (
+            config.stripe.mode == "tokens"
+        ):  # The pusher assigns what waited, once its meters bill: no earlier than this.
+            token_lanes.open_amounts(conn, customer_id, event_name, subscription.id, item.period_start_s, now)
+        else:
+            _assign(conn, customer_id, event_name, item.period_start_s, now)
     with turn.waited_for(database, turn.ACCOUNTS):
         refresh.refresh(config, database, port, customer_id, now, actor)
     return Link(stripe_customer_id, subscription.id)
+
+
+def _assign(conn: Connection, customer_id: str, event_name: str, first_period_s: int, now: Instant) -> None:
+    cut_at: str | None = customer_id
+    while cut_at is not None:
+        deltas, cut_at = outbox.pending(conn, only=customer_id, is_waiting=True)
+        tails = outbox.tails(conn, [customer_id])
+        plan = batches.plan(deltas, tails, now, event_name, first_period_s=first_period_s)
+        outbox.append(conn, plan)
+        if not plan.assigned:
+            break
 
 
 def _catalogue(database: Database) -> _Catalogue:

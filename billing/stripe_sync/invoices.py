@@ -6,18 +6,19 @@ open, and its old one stays in the meter's closed hour, where nothing bills it. 
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from billing.clock import SECOND_US, Instant
 from billing.errors import StripeError
-from billing.ledger import comparisons, periods, repairs, stripe_objects
+from billing.ledger import comparisons, periods, repairs
 from billing.ledger.comparisons import InvoiceCheck
 from billing.ledger.database import Connection, Database
 from billing.ledger.outbox import Batch
 from billing.ledger.periods import Boundary
 from billing.ledger.repairs import Kind as RepairKind
-from billing.ledger.stripe_objects import Kind
-from billing.stripe_sync import differences
+from billing.stripe_sync import differences, our_prices
 from billing.stripe_sync.differences import EXPLAINED, Ghost
+from billing.stripe_sync.our_prices import OurPrices
 from billing.stripe_sync.port import MeteredInvoice, MeteredLine, StripePort
 
 _DRAFT = "draft"
@@ -38,8 +39,7 @@ def learn(database: Database, port: StripePort, late: Iterable[Boundary]) -> set
             unknown.add(boundary.customer_id)
             continue
         with database.writing() as conn:
-            price_id = stripe_objects.known(conn).get(Kind.PRICE, "")
-            _record_end(conn, boundary.customer_id, found, price_id)
+            _record_end(conn, boundary.customer_id, found, our_prices.load(conn))
     return unknown
 
 
@@ -53,16 +53,19 @@ def check(
     found = port.metered_invoices(boundary.stripe_customer_id, (boundary.at - LOOK_BACK_US) // SECOND_US)
     results = []
     with database.writing() as conn:
-        price_id = stripe_objects.known(conn).get(Kind.PRICE, "")
-        _record_end(conn, boundary.customer_id, found, price_id)
+        prices = our_prices.load(conn)
+        _record_end(conn, boundary.customer_id, found, prices)
         for invoice in found:
-            for line in _lines(invoice, price_id):
+            for line in _lines(invoice, prices):
                 ids = [boundary.stripe_customer_id]
-                batches = repairs.between(conn, ids, line.period_start_s, line.period_end_s)
+                sent = repairs.between(conn, ids, line.period_start_s, line.period_end_s)
                 given_up = repairs.at_stripe(conn, ids, line.period_start_s, line.period_end_s)
                 of_repairs = repairs.find(conn, {each.batch_id for each in given_up})
-                ghosts = [Ghost(each, of_repairs[each.batch_id]) for each in given_up]
-                results.append(compare(boundary.customer_id, invoice, line, batches, ghosts, now))
+                ours = {batch.id for batch in prices.billed(line.price_id, of_repairs.values())}
+                ghosts = [Ghost(each, of_repairs[each.batch_id]) for each in given_up if each.batch_id in ours]
+                batches = prices.billed(line.price_id, sent)
+                check, late = compare(boundary.customer_id, invoice, line, batches, ghosts, now)
+                results.append((replace(check, meter=prices.meter(line.price_id)), late))
         comparisons.write_invoices(conn, [result[0] for result in results])
     return results
 
@@ -110,14 +113,14 @@ def carry_forward(database: Database, batches: Iterable[Batch], actor: str, now:
     return count
 
 
-def _lines(invoice: MeteredInvoice, price_id: str) -> list[MeteredLine]:
+def _lines(invoice: MeteredInvoice, prices: OurPrices) -> list[MeteredLine]:
     """Return the lines of a finalized invoice that bill usage; one without a span bills none."""
     if invoice.finalized_at_s is None or invoice.status == _DRAFT:
         return []
-    return [line for line in invoice.lines if line.price_id == price_id and line.period_end_s > line.period_start_s]
+    return [line for line in invoice.lines if prices.is_ours(line.price_id) and line.period_end_s > line.period_start_s]
 
 
-def _record_end(conn: Connection, customer_id: str, found: Iterable[MeteredInvoice], price_id: str) -> None:
-    ends = [line.period_end_s for invoice in found for line in _lines(invoice, price_id)]
+def _record_end(conn: Connection, customer_id: str, found: Iterable[MeteredInvoice], prices: OurPrices) -> None:
+    ends = [line.period_end_s for invoice in found for line in _lines(invoice, prices)]
     if ends:
         periods.set_billed_until(conn, customer_id, Instant(max(ends) * SECOND_US))

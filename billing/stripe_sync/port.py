@@ -67,6 +67,8 @@ class Item:
     meter_id: str
     period_start_s: int
     period_end_s: int
+    id: str = ""
+    created_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,15 @@ class StripePort(Protocol):
 
     def create_subscription(self, customer_id: str, price_id: str, weir_customer: str, key: str) -> Subscription:
         """Subscribe a customer to the metered price from now on, in calendar months of UTC."""
+
+    def items(self, subscription_id: str) -> list[Item]:
+        """List all items of a subscription."""
+
+    def add_item(self, subscription_id: str, price_id: str, key: str) -> Item:
+        """Let a subscription bill one more metered price, from now on."""
+
+    def remove_item(self, item_id: str) -> None:
+        """Let a subscription bill a metered price no longer."""
 
     def open_invoices(self, customer_id: str) -> list[Invoice]:
         """List the invoices that are finalized and neither paid, void nor written off."""

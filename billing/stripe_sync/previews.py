@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from billing.clock import SECOND_US, Instant
 from billing.errors import RefusedError
-from billing.ledger import accounts, bills, stripe_objects
+from billing.ledger import accounts, bills
 from billing.ledger.accounts import Customer
-from billing.ledger.bills import Period, units_as_pico
+from billing.ledger.bills import Period
 from billing.ledger.database import Database
-from billing.ledger.stripe_objects import Kind
 from billing.money import Pico
+from billing.stripe_sync import our_prices
 from billing.stripe_sync.minor_units import to_pico
 from billing.stripe_sync.payments import BilledInvoice
 from billing.stripe_sync.port import StripePort
@@ -22,7 +22,7 @@ from billing.stripe_sync.port import StripePort
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One customer's coming invoice, twice."""
+    """One customer's coming invoice, twice; `counted` is what the units that Stripe has counted come to."""
 
     customer: Customer
     start: Instant
@@ -30,6 +30,7 @@ class Preview:
     ledger: Period
     stripe: BilledInvoice
     stripe_units: int
+    counted: Pico
 
     @property
     def billable(self) -> Pico:
@@ -39,7 +40,7 @@ class Preview:
     @property
     def difference(self) -> Pico:
         """The ledger's amount less what Stripe has counted."""
-        return Pico(self.billable - units_as_pico(self.stripe_units))
+        return Pico(self.billable - self.counted)
 
     @property
     def carry(self) -> Pico:
@@ -49,7 +50,7 @@ class Preview:
     @property
     def unexplained(self) -> Pico:
         """What is sent, less what Stripe has counted: it counts with a delay, or reconciliation has to look."""
-        return units_as_pico(self.ledger.units_sent - self.stripe_units)
+        return Pico(self.ledger.sent - self.counted)
 
     @property
     def stripe_total(self) -> Pico:
@@ -61,13 +62,13 @@ def look(database: Database, port: StripePort, customer_id: str) -> Preview:
     """Ask Stripe and the ledger for a customer's coming invoice. Raises RefusedError for one without a subscription."""
     with database.reading() as conn:
         customer = accounts.get_customer(conn, customer_id)
-        price_id = stripe_objects.known(conn).get(Kind.PRICE)
+        prices = our_prices.load(conn)
     if customer.stripe_customer_id is None or customer.stripe_subscription_id is None:
         raise RefusedError(
             f"{customer.name!r} has no subscription at Stripe; `weir customer link {customer.id}` makes one"
         )
     billed = port.payments.preview(customer.stripe_customer_id, customer.stripe_subscription_id)
-    lines = [line for line in billed.lines if line.price_id == price_id]
+    lines = [line for line in billed.lines if prices.is_ours(line.price_id)]
     start, end = customer.period_start, customer.period_end
     if lines:  # Stripe's word: our copy of the period may be a webhook behind.
         start = Instant(min(line.period_start_s for line in lines) * SECOND_US)
@@ -76,4 +77,5 @@ def look(database: Database, port: StripePort, customer_id: str) -> Preview:
         raise RefusedError(f"the subscription of {customer.name!r} has no period of ours; `weir stripe setup --plan`")
     with database.reading() as conn:
         ledger = bills.period(conn, customer.id, start, end)
-    return Preview(customer, start, end, ledger, billed, sum(line.units for line in lines))
+    counted = Pico(sum(prices.worth(line.price_id, line.units) for line in lines))
+    return Preview(customer, start, end, ledger, billed, sum(line.units for line in lines), counted)

@@ -28,6 +28,8 @@ from billing.stripe_sync import batches, invoices, retry, transport
 from billing.stripe_sync.lanes import Lanes, Pace
 from billing.stripe_sync.port import StripePort
 from billing.stripe_sync.retry import Answer
+from billing.stripe_sync.token_lanes import TokenLanes
+from billing.stripe_sync.token_parts import Tariffs
 from billing.stripe_sync.transport import Call
 
 logger = logging.getLogger("weir.stripe")
@@ -78,6 +80,7 @@ class Pusher:
     is_stopping: Callable[[], bool] = lambda: False
     reached: Callable[[str], None] = _pass_by
     plan_rows_max: int = outbox.PENDING_ROWS_MAX
+    tokens: TokenLanes | None = None
     stream_rows_min: int = STREAM_ROWS_MIN
 
     def run(self, *, is_closing: bool = False) -> list[Sent]:
@@ -100,11 +103,12 @@ class Pusher:
         """
         count, after = 0, ""
         while not self.is_stopping():
+            tariffs = self._tariffs(after)
             with self.database.writing() as conn:
                 found, cut_at = outbox.pending(conn, after, self.plan_rows_max, is_waiting=is_closing)
                 deltas = [delta for delta in found if delta.customer_id not in waiting]
                 tails = outbox.tails(conn, sorted({delta.customer_id for delta in deltas}))
-                plan = batches.plan(deltas, tails, self.now(), self.event_name, is_closing=is_closing)
+                plan = batches.plan(deltas, tails, self.now(), self.event_name, is_closing=is_closing, tariffs=tariffs)
                 outbox.append(conn, plan)
             count += len(plan.batches)
             self.reached("planned")
@@ -112,6 +116,14 @@ class Pusher:
                 break
             after = _next_after(after, cut_at, found, plan)
         return count
+
+    def _tariffs(self, after: str) -> Tariffs | None:
+        """Return how the next page of customers is billed by tokens, None in amount mode; Stripe may be asked."""
+        if self.tokens is None:
+            return None
+        with self.database.reading() as conn:
+            deltas, _ = outbox.pending(conn, after, self.plan_rows_max, is_locking=False)
+        return self.tokens.prepare(deltas)
 
     def send(self, *, is_everything: bool = False) -> list[Sent]:
         """Send what is due, wave by wave, until nothing is left or every lane waits; return every attempt."""
@@ -210,7 +222,8 @@ def pusher(
     """Return the pusher for a configuration; a test key has a sandbox's pace."""
     is_live = "_live_" in config.stripe.api_key
     pace = SENDS_PER_S_LIVE if is_live else SENDS_PER_S_TEST
-    return Pusher(database, port, config.stripe.meter_event_name, now, pace, is_stopping)
+    tokens = TokenLanes(config, database, port, now) if config.stripe.mode == "tokens" else None
+    return Pusher(database, port, config.stripe.meter_event_name, now, pace, is_stopping, tokens=tokens)
 
 
 def _next_after(after: str, cut_at: str, deltas: Sequence[Delta], plan: Plan) -> str:

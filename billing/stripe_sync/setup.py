@@ -1,7 +1,8 @@
 """What Weir needs at Stripe, compared with what is there: a plan, then its application.
 
 Amount mode: one meter that sums units of 10⁻⁶ of the currency's major unit, one product, and one monthly metered price
-of exactly a unit. So a margin never needs a price of its own at Stripe, and never changes one.
+of exactly a unit. So a margin never needs a price of its own at Stripe, and never changes one. Tokens mode needs these,
+too (every subscription has that item; `token_setup` says why), and the same three for each kind of token.
 
 Invariant: setup run twice changes nothing the second time. What exists is adopted (the meter by its event name, the
 price by its lookup key, the product by the price or by our mark in its metadata). Meters and prices can not be changed
@@ -15,7 +16,7 @@ from enum import StrEnum
 
 from billing.clock import Instant
 from billing.config import Config
-from billing.errors import ConfigError, StripeError
+from billing.errors import StripeError
 from billing.ledger import audit, stripe_objects
 from billing.ledger.database import Database
 from billing.ledger.stripe_objects import Kind
@@ -37,16 +38,30 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What must be at Stripe; `unit_amount` is the price of a unit in the currency's minor unit."""
+    """What must be at Stripe; `unit_amount` is the price of a unit in the currency's minor unit.
+
+    `mark` is how the product is found again, `event_name` unless it is given. `unit_pico` is part of the price's
+    lookup key where a meter has several prices.
+    """
 
     event_name: str
     currency: str
     unit_amount: str
+    name: str = PRODUCT_NAME
+    unit_label: str = UNIT_LABEL
+    mark: str = ""
+    unit_pico: int | None = None
+
+    @property
+    def product_mark(self) -> str:
+        """What the product's metadata says."""
+        return self.mark or self.event_name
 
     @property
     def lookup_key(self) -> str:
         """The name under which the price is found again."""
-        return f"{self.event_name}_{self.currency}"
+        known = f"{self.event_name}_{self.currency}"
+        return known if self.unit_pico is None else f"{known}_{self.unit_pico}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +75,21 @@ class Step:
 
 
 def wanted(config: Config) -> Wanted:
-    """Return what the configuration needs. Raises ConfigError for what Weir does not do."""
-    if config.stripe.mode != "amount":
-        raise ConfigError('stripe.mode = "tokens" is not available; use "amount", which bills the same money')
+    """Return what the configuration needs in either mode, to bill amounts. Raises ConfigError for a currency."""
     return Wanted(config.stripe.meter_event_name, config.billing.currency, unit_amount(config.billing.currency))
 
 
 def unit_amount(currency: str) -> str:
     """Return 10⁻⁶ of the major unit in the currency's minor unit: "0.0001" cents for usd."""
     return "0.000001" if pico_per_minor(currency) == PICO_PER_MAJOR else "0.0001"
+
+
+def unit_text(unit_pico: int, currency: str) -> str:
+    """Return a price in picounits in the currency's minor unit, exactly: "0.0000039" for 39,000 pico in usd."""
+    per_minor = pico_per_minor(currency)
+    whole, rest = divmod(unit_pico, per_minor)
+    digits = len(str(per_minor)) - 1
+    return f"{whole}.{rest:0{digits}d}".rstrip("0").rstrip(".")
 
 
 def plan(want: Wanted, meters: Iterable[Meter], products: Iterable[Product], price: Price | None) -> tuple[Step, ...]:
@@ -110,10 +131,16 @@ def run(config: Config, database: Database, port: StripePort, now: Instant, acto
 
 def preview(want: Wanted, port: StripePort) -> tuple[Step, ...]:
     """Return the plan for what is at Stripe now, changing nothing."""
+    return preview_from(want, port, port.meters(), port.products())
+
+
+def preview_from(
+    want: Wanted, port: StripePort, meters: Iterable[Meter], products: Iterable[Product]
+) -> tuple[Step, ...]:
+    """Return the plan, with the meters and products that Stripe has listed."""
     price = port.find_price(want.lookup_key)
     archived = None if price is None else port.find_product(price.product_id)
-    products = [*port.products(), *([] if archived is None else [archived])]
-    return plan(want, port.meters(), products, price)
+    return plan(want, meters, [*products, *([] if archived is None else [archived])], price)
 
 
 def drift(known: Mapping[Kind, str], steps: Iterable[Step]) -> dict[Kind, str]:
@@ -173,10 +200,10 @@ def _plan_product(want: Wanted, products: Iterable[Product], price: Price | None
         if any(product.id == price.product_id and not product.is_active for product in products):
             return Step(Kind.PRODUCT, Action.REACTIVATE, price.product_id, "archived: its price could not be used")
         return Step(Kind.PRODUCT, Action.ADOPT, price.product_id, f"the product of {price.id}")
-    marked = [product.id for product in products if product.weir == want.event_name and product.is_active]
+    marked = [product.id for product in products if product.weir == want.product_mark and product.is_active]
     if marked:
-        return Step(Kind.PRODUCT, Action.ADOPT, min(marked), f"marked weir={want.event_name}")
-    return Step(Kind.PRODUCT, Action.CREATE, None, PRODUCT_NAME)
+        return Step(Kind.PRODUCT, Action.ADOPT, min(marked), f"marked weir={want.product_mark}")
+    return Step(Kind.PRODUCT, Action.CREATE, None, want.name)
 
 
 def _plan_price(want: Wanted, price: Price | None, meter: Step) -> Step:
@@ -208,9 +235,9 @@ def _price_fault(want: Wanted, price: Price, meter: Step) -> str:
 
 def _create(want: Wanted, kind: Kind, ids: dict[Kind, str], port: StripePort) -> str:
     if kind is Kind.METER:
-        return port.create_meter(want.event_name, PRODUCT_NAME, _key(want, kind)).id
+        return port.create_meter(want.event_name, want.name, _key(want, kind)).id
     if kind is Kind.PRODUCT:
-        return port.create_product(PRODUCT_NAME, UNIT_LABEL, want.event_name, _key(want, kind)).id
+        return port.create_product(want.name, want.unit_label, want.product_mark, _key(want, kind)).id
     product_id, meter_id = ids[Kind.PRODUCT], ids[Kind.METER]
     price = Price(
         id="",

@@ -13,7 +13,7 @@ from billing.cli import app, trace
 from billing.cli import stripe as stripe_cli
 from billing.clock import HOUR_US, SECOND_US, Instant
 from billing.errors import NotFoundError, RefusedError, StripeError
-from billing.ledger import accounts, migrate, outbox, schema, stripe_objects
+from billing.ledger import accounts, events, migrate, outbox, schema, stripe_objects
 from billing.ledger.accounts import Cause
 from billing.ledger.outbox import State
 from billing.ledger.stripe_objects import Kind
@@ -188,7 +188,8 @@ def test_a_held_batch_is_released_by_a_person_who_is_asked(
     assert "released, billed at" in answer.err
     assert weir("stripe", "push", "--release", "weir-unknown", "--yes").code == NOT_FOUND
     with bare.database.reading() as conn:
-        found = outbox.batch_of(conn, acme.id, event.window_start, "key_1", event.model, 0, 0)
+        shard = events.shard_of(0, event.price_ref)
+        (found,) = outbox.batches_of(conn, acme.id, event.window_start, "key_1", event.model, shard, 0)
     assert trace.billing(found) == {
         "meter_event": batch.id,
         "billed_at": clock.instant_text(Instant(batch.timestamp_s * SECOND_US)),

@@ -206,9 +206,9 @@ def test_a_trace_finds_the_batch_of_an_event_and_of_a_correction(made: Bench) ->
         table = schema.usage_events
         for event in (first, second, correction, third):
             row = conn.execute(sa.select(table.c.shard, table.c.window_seq).where(table.c.id == event.id)).one()
-            batch = outbox.batch_of(conn, acme, event.window_start, "key_1", event.model, row[0], row[1])
-            found.append(None if batch is None else (batch.seq, batch.units))
-        assert outbox.batch_of(conn, acme, first.window_start, "key_1", first.model, 0, 99) is None
+            (batch,) = outbox.batches_of(conn, acme, event.window_start, "key_1", event.model, row[0], row[1])
+            found.append((batch.seq, batch.units))
+        assert outbox.batches_of(conn, acme, first.window_start, "key_1", first.model, 0, 99) == []
     assert found == [(1, 2), (2, 4), (2, 4), (2, 4)]
 
 

@@ -118,9 +118,10 @@ def test_a_currency_whose_minor_unit_is_unclear_is_refused(currency: str) -> Non
 
 
 def test_the_configuration_says_what_is_wanted() -> None:
-    """Event name, currency, lookup key; another mode is refused."""
+    """Event name, currency, lookup key: the same in either mode, since tokens mode bills amounts, too."""
     config = Config(billing=Billing(currency="jpy"), stripe=Stripe(meter_event_name="mine"))
     assert setup.wanted(config) == Wanted("mine", "jpy", "0.000001")
     assert setup.wanted(config).lookup_key == "mine_jpy"
-    with pytest.raises(ConfigError, match="tokens"):
-        setup.wanted(Config(stripe=Stripe(mode="tokens")))
+    assert setup.wanted(Config(stripe=Stripe(mode="tokens"))) == setup.wanted(Config())
+    texts = [setup.unit_text(pico, currency) for pico, currency in ((39_000, "usd"), (1, "usd"), (10**12, "jpy"))]
+    assert texts == ["0.0000039", "0.0000000001", "1"]
