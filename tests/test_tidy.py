@@ -58,6 +58,7 @@ PURE = (
         "billing/pricing/*.py",
         "billing/stripe_sync/batches.py",
         "billing/stripe_sync/retry.py",
+        "billing/stripe_sync/token_parts.py",
     ),
     *("billing/stripe_sync/paid_in.py", "billing/stripe_sync/subjects.py", "billing/stripe_sync/minor_units.py"),
     *("billing/stripe_sync/effects.py", "proxy/meter/*.py", "proxy/admit/decide.py", "proxy/admit/limits.py"),

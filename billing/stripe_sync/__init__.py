@@ -7,6 +7,11 @@
     retry    P  (attempt, answer, age) → delivered, again, held, refused
     push        claim → send, one lane per customer → record
     setup       meter, product and price: a plan, then its application
+    token_parts P  tokens mode: what a rollup's amount is made of, in tokens at their prices
+    token_setup     tokens mode: meters, products and prices of tokens, by the rate card or by what usage needs
+    token_lanes     tokens mode: each customer's meters, and the items of its subscription, before a push
+    our_prices      which lines of an invoice bill usage, and whose batches
+    drift           what somebody changed at Stripe since setup
     customers   a customer at Stripe and its subscription
     webhook     verify, store, 200
     effects  P  what Stripe says now, against our account → what changes here
