@@ -467,12 +467,16 @@ PLANS: dict[str, tuple[str, Callable[[sa.Connection, str], object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_a_long_history_costs_nothing(bench: CreditBench, name: str) -> None:
+def test_a_long_history_costs_nothing(bench: CreditBench) -> None:
     """EXPLAIN, with 20,000 closed leases and their burns: each question reads an index."""
     acme = bench.customer()
     bench.grant(acme, 100)
     _fill(bench, acme)
+    for name in PLANS:
+        _reads_an_index(bench, acme, name)
+
+
+def _reads_an_index(bench: CreditBench, acme: str, name: str) -> None:
     table, ask = PLANS[name]
     plans: list[str] = []
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from billing.limits import RESPONSE_BODY_BYTES_MAX
 from billing.usage import Usage
-from proxy.meter import choose
+from proxy.meter import choose, gathered_typed
 from proxy.meter.endpoints import MESSAGES, RESPONSES
 from proxy.meter.framing import StreamError
 from proxy.meter.gathered import BROKEN
@@ -154,11 +153,12 @@ def test_foreign_fields_break_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", [ResponsesGatherer, MessagesGatherer])
-def test_memory_is_bounded(kind: type[TypedGatherer]) -> None:
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, kind: type[TypedGatherer]) -> None:
+    monkeypatch.setattr(gathered_typed, "RESPONSE_BODY_BYTES_MAX", 2**22)
     gatherer = kind()
     filler = b": " + b"x" * 2**20 + b"\n\n"
     with pytest.raises(StreamError):
-        for _ in range(RESPONSE_BODY_BYTES_MAX // len(filler) + 2):
+        for _ in range(2**22 // len(filler) + 2):
             gatherer.receive(filler)
 
 

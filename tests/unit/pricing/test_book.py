@@ -3,7 +3,7 @@
 import pytest
 
 from billing.clock import Instant, instant_text
-from billing.limits import QUOTE_CACHE_ENTRIES_MAX
+from billing.pricing import book as book_module
 from billing.pricing.book import PriceBook
 from billing.pricing.margins import Scope, parse_margin
 from tests.tables import at, book, check, cost_rate, margin_rule
@@ -175,8 +175,9 @@ def test_a_quote_is_worked_out_once_per_version() -> None:
     assert prices.quote("qwen3.5-9b", "acme", at("2026-03-01T12")) == noon
 
 
-def test_the_quotes_at_hand_are_bounded() -> None:
+def test_the_quotes_at_hand_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of models that clients make up are not kept at all, and those of customers up to a limit."""
+    monkeypatch.setattr(book_module, "QUOTE_CACHE_ENTRIES_MAX", 100)
     prices = book("cost m input 0.03 output 0.12 from 2026-03-01")
     instant = at("2026-03-01")
     for number in range(1000):
@@ -184,9 +185,9 @@ def test_the_quotes_at_hand_are_bounded() -> None:
     assert len(prices._held) == 0
 
     first = prices.quote("m", "customer-0", instant)
-    for number in range(QUOTE_CACHE_ENTRIES_MAX + 1):
+    for number in range(101):
         assert prices.quote("m", f"customer-{number}", instant) == first
-    assert 0 < len(prices._held) <= QUOTE_CACHE_ENTRIES_MAX
+    assert 0 < len(prices._held) <= 100
 
 
 def changes(prices: PriceBook, customer: str | None, since: str) -> list[str]:
