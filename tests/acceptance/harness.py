@@ -32,7 +32,7 @@ from tests.support.ports import free_port
 MODEL: Final = "qwen3.5-0.8b"
 UNPRICED: Final = "nobody-set-a-price"
 CUSTOMER: Final = "acme"
-LIMIT_S: Final = 30
+LIMIT_S: Final = 60
 POLL_S: Final = 0.01
 COST_INPUT, COST_OUTPUT, MARGIN = "0.03", "0.12", "30%"
 # What that comes to by hand: 0.03 usd per 1M tokens is 30,000 picounits a token, and 30 % more is 39,000.

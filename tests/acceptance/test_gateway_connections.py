@@ -11,7 +11,7 @@ from proxy.relay.headers import Headers
 from tests.acceptance.serving import fake_upstream, plain, streamed
 from tests.emulators.upstream import Close, FakeUpstream, Send
 
-LIMIT_S = 20
+LIMIT_S = 60
 ASK = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 
 

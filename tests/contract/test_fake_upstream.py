@@ -35,7 +35,7 @@ from tests.emulators.upstream import (
 )
 from tests.support.certificates import Authority, server_context
 
-LIMIT_S = 20
+LIMIT_S = 60
 CHAT = "/v1/chat/completions"
 ASK = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 

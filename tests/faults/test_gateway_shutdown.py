@@ -73,7 +73,7 @@ def test_an_idle_gateway_ends_at_once_with_0_and_frees_its_port(gateway: Gateway
         assert client.ask(request(gateway.key)).status == 200
         start = time.monotonic()
         assert gateway.stop(number) == 0
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
         assert client.is_closed()
     assert refuses_connections(gateway)
     gateway.start()
@@ -190,7 +190,7 @@ def test_clients_in_the_middle_of_a_request_do_not_keep_it_alive(gateway: Gatewa
         assert gateway.status("/healthz") == 200
         start = time.monotonic()
         assert gateway.stop() == 0
-        assert time.monotonic() - start < GRACE_S + 5
+        assert time.monotonic() - start < GRACE_S + 20
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from tests.inference.tiny_model import cached_model
 
 HOST: Final = "127.0.0.1"
 START_LIMIT_S: Final = 60
-STOP_LIMIT_S: Final = 10
+STOP_LIMIT_S: Final = 30
 _ROOT: Final = Path(__file__).parents[2]
 
 

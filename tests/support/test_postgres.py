@@ -15,7 +15,7 @@ import sqlalchemy
 from tests.support import postgres_guard
 from tests.support.postgres import PostgresServer
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.emulators.upstream.steps import Close, Step
 from tests.emulators.upstream.wire import json_answer, replay_steps
 
 HOST: Final = "127.0.0.1"
-LIMIT_S: Final = 20
+LIMIT_S: Final = 60
 SEND_BUFFER_BYTES: Final = 65_536
 """Kernel buffer for each connection: small and fixed, so that a client that does not read is felt soon."""
 

@@ -18,7 +18,7 @@ from proxy.settle import Entry, Recorder
 from proxy.spooling import Drainer
 from tests.unit.ledger.made import event, quote
 
-LIMIT_S = 30
+LIMIT_S = 60
 CLIENTS = 40
 QUOTE = quote()
 

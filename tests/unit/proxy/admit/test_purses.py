@@ -22,7 +22,7 @@ from proxy.admit.purse import Hold
 from proxy.admit.purses import AHEAD_MIN, Answer, Pace, Purses, Short, Unavailable
 from tests.credit_bench import USD, CreditBench, credit_bench
 
-LIMIT_S = 20
+LIMIT_S = 60
 QUICK = Pace(tick_s=0.05, renew_ticks=2, poll_s=0.05, retry_s=0.05)
 
 
