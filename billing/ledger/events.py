@@ -184,7 +184,14 @@ def _worked(events: Sequence[UsageEvent], shard: int) -> list[tuple[object, ...]
         sums[5] += event.generation_us
         sums[6] += event.cost_pico
     return [
-        (window - window % HOUR_US, upstream, model, shard, *sums[:-1], *divmod(sums[-1], _PICO_PER_MICRO))
+        (
+            window - window % HOUR_US,
+            upstream,
+            model,
+            shard % WORKER_SHARDS,
+            *sums[:-1],
+            *divmod(sums[-1], _PICO_PER_MICRO),
+        )
         for (window, upstream, model), sums in totals.items()
     ]
 

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from billing.clock import HOUR_US
 from billing.ledger import due as dues
 from billing.ledger import schema
+from billing.ledger.events import WORKER_SHARDS
 from billing.money import PICO_PER_MICRO, Pico, join
 from billing.usage import Outcome, Usage
 
@@ -121,7 +122,8 @@ def _events_are_the_work_of_upstreams(conn: sa.Connection) -> Iterator[Finding]:
     """Times alone: what was recorded before they were measured has none, and no row."""
     name = "events = upstreams' time"
     hour = (_EVENTS.c.window_start - _EVENTS.c.window_start % HOUR_US).label("hour")
-    own = (hour, _EVENTS.c.upstream, _EVENTS.c.model, _EVENTS.c.shard)
+    worker = (_EVENTS.c.shard % WORKER_SHARDS).label("worker")
+    own = (hour, _EVENTS.c.upstream, _EVENTS.c.model, worker)
     query = sa.select(*own, *(sa.func.sum(_EVENTS.c[each]) for each in _TIMES)).group_by(*own)
     left = {tuple(row[:4]): (int(row[4]), int(row[5])) for row in conn.execute(query)}
     columns = [_WORK.c[each] for each in (*_WORK_KEY, *_TIMES)]

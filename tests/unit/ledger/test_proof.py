@@ -85,7 +85,7 @@ TABLES = (
     *(schema.credit_charges, schema.price_quotes, schema.inflight, schema.adjustments),
 )
 
-ONE_ROLLUP = "customer_id = 'cust_b' AND shard = 2"
+ONE_ROLLUP = "customer_id = 'cust_b' AND shard % 64 = 2"
 FIRST_BATCH = "seq = 1"
 CORRUPTIONS = {
     "a token more in an event": ("UPDATE usage_events SET output_tokens = output_tokens + 1 WHERE id = {event}", 2),
