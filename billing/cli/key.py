@@ -11,7 +11,7 @@ from billing.cli.output import emit, emit_one, listing
 from billing.clock import Instant, instant_text, parse_instant
 from billing.disconnect import CANCEL, Disconnect
 from billing.errors import UsageError
-from billing.ledger import accounts, settings
+from billing.ledger import accounts, key_tags, settings
 from billing.ledger.accounts import ApiKey
 
 LIST_COLUMNS = (
@@ -49,6 +49,7 @@ def key() -> None:
     show_default=True,
     help="When the client leaves: cancel, drain (generate and bill the whole answer), or drain:TOKENS more.",
 )
+@click.option("--tag", "tags", metavar="NAME=VALUE", multiple=True, help="What reports may group by; may be repeated.")
 @budget_options
 @listing
 @pass_session
@@ -63,6 +64,7 @@ def create(
     concurrency: int,
     expires: str | None,
     on_disconnect: str,
+    tags: tuple[str, ...],
     budget: str | None,
     per: str | None,
     is_soft: bool,
@@ -71,7 +73,7 @@ def create(
     """Make a key for CUSTOMER and print it: it is shown this once only."""
     chosen = None if models is None else [model for model in models.split(",") if model.strip()]
     expires_at = None if expires is None else parse_instant(expires, session.now)
-    span = period_span(budget, per, is_soft=is_soft)
+    span, given_tags = period_span(budget, per, is_soft=is_soft), key_tags.parse(tags)
     with session.database.writing() as conn:
         found = accounts.find_customer(conn, customer)
         made, secret = accounts.create_key(
@@ -89,11 +91,13 @@ def create(
         )
         if span is not None and budget is not None:
             apply_budget(session, conn, found.id, made.id, span, budget, is_soft=is_soft)
+        if given_tags:
+            key_tags.change(conn, made.id, given_tags, (), session.now, session.actor)
     if form == "table":
         click.echo(secret)
         click.echo(f"{made.id} of {found.name!r}: keep the key, it is not shown again", err=True)
     else:
-        emit_one(form, {"id": made.id, "key": secret, **row(made, found.name, session.now)})
+        emit_one(form, {"id": made.id, "key": secret, **row(made, found.name, session.now), "tags": given_tags})
 
 
 @key.command("list")
@@ -110,11 +114,15 @@ def list_(session: Session, customer: str | None, form: str) -> None:
             found = accounts.find_customer(conn, customer)
             names = {found.id: found.name}
             keys = accounts.list_keys(conn, found.id)
-    emit(form, [row(each, names[each.customer_id], session.now) for each in keys], LIST_COLUMNS, title="keys")
+        tags = key_tags.of_all(conn)
+    rows = [{**row(each, names[each.customer_id], session.now), "tags": list(tags.get(each.id, ()))} for each in keys]
+    emit(form, rows, (*LIST_COLUMNS, *(("tags",) if tags else ())), title="keys")
 
 
 @key.command("set")
 @click.argument("key_id")
+@click.option("--tag", "tags", metavar="NAME=VALUE", multiple=True, help="Give it a tag; its past is regrouped, too.")
+@click.option("--untag", metavar="NAME", multiple=True, help="Take a tag away.")
 @budget_options
 @rate_options
 @listing
@@ -124,15 +132,18 @@ def set_(
     /,
     key_id: str,
     *,
+    tags: tuple[str, ...],
+    untag: tuple[str, ...],
     budget: str | None,
     per: str | None,
     is_soft: bool,
     form: str,
     **rates: int | None,
 ) -> None:
-    """Change a key's budget and limits; gateways follow within a second."""
+    """Change a key's tags, budget and limits; gateways follow within a second."""
     span, limits = period_span(budget, per, is_soft=is_soft), given_limits(rates)
-    if span is None and not limits:
+    given_tags = key_tags.parse(tags)
+    if span is None and not limits and not given_tags and not untag:
         raise UsageError("nothing to set; `weir key set --help` shows what there is")
     with session.database.writing() as conn:
         found = accounts.get_key(conn, key_id)
@@ -140,10 +151,12 @@ def set_(
             apply_budget(session, conn, found.customer_id, key_id, span, budget, is_soft=is_soft)
         if limits:
             settings.set_key_limits(conn, key_id, limits, session.now, session.actor)
+        if given_tags or untag:
+            key_tags.change(conn, key_id, given_tags, untag, session.now, session.actor)
     with session.database.reading() as conn:
         owner = accounts.get_customer(conn, found.customer_id)
         held = [each for each in budget_rows(session, conn, owner.id) if each["key_id"] == key_id]
-        after = row(accounts.get_key(conn, key_id), owner.name, session.now)
+        after = {**row(accounts.get_key(conn, key_id), owner.name, session.now), "tags": key_tags.of_key(conn, key_id)}
     emit_one(form, {**after, "budgets": held})
 
 

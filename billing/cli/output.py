@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -29,8 +29,10 @@ def listing(command: _Command) -> _Command:
     return click.option("--table", "form", flag_value="table", default="table", hidden=True)(command)
 
 
-def emit(form: str, rows: Sequence[Row], columns: Sequence[str], *, title: str | None = None) -> None:
-    """Print rows; JSON has every field of each row, table and CSV the named columns."""
+def emit(
+    form: str, rows: Sequence[Row], columns: Sequence[str], *, title: str | None = None, total: Row | None = None
+) -> None:
+    """Print rows; JSON has every field of each row, table and CSV the named columns, a table `total` below them."""
     if form == "json":
         click.echo(json.dumps([dict(row) for row in rows], indent=2, ensure_ascii=False))
     elif form == "csv":
@@ -40,7 +42,7 @@ def emit(form: str, rows: Sequence[Row], columns: Sequence[str], *, title: str |
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
         click.echo(buffer.getvalue(), nl=False)
     else:
-        _print_table(rows, columns, title)
+        _print_table(rows, columns, title, total)
 
 
 def emit_one(form: str, row: Row, *, title: str | None = None) -> None:
@@ -53,25 +55,33 @@ def emit_one(form: str, row: Row, *, title: str | None = None) -> None:
         table = Table(show_header=False, title=title, title_justify="left", box=None)
         for name, value in row.items():
             table.add_row(name.replace("_", " "), Text(_cell(value)))
-        _console().print(table)
+        console().print(table)
 
 
-def _print_table(rows: Sequence[Row], columns: Sequence[str], title: str | None) -> None:
+def _print_table(rows: Sequence[Row], columns: Sequence[str], title: str | None, total: Row | None) -> None:
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.show_footer, table.footer_style = total is not None, "bold"
     for column in columns:
         numeric = all(isinstance(row.get(column), int) or _is_decimal(row.get(column)) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        sum_of = Text("" if total is None else _cell(total.get(column)))
+        justify: JustifyMethod = "right" if numeric else "left"
+        table.add_column(column.replace("_", " "), sum_of, justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
-    _console().print(table if rows else "nothing to show")
+        table.add_row(*(_styled(row.get(column)) for column in columns))
+    console().print(table if rows else "nothing to show")
 
 
-def _console() -> Console:
+def _styled(value: object) -> Text:
+    """Return a cell; a number below 0 is red."""
+    return Text(_cell(value), "red" if _is_decimal(value) and str(value).startswith("-") else "")
+
+
+def console() -> Console:
     """Return a console that folds no id where nobody looks: a pipe or a file has no width."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPE_COLUMNS
-    return console
+    made = Console()
+    if not made.is_terminal:
+        made.width = PIPE_COLUMNS
+    return made
 
 
 def _is_decimal(value: object) -> bool:

@@ -25,10 +25,6 @@ STREAM_US_MAX = 7 * 24 * HOUR_US
 """No request takes longer; its id and its start lie within this time before the hour in which it counts."""
 
 _EVENTS, _HOURLY, _ADJUSTMENTS = schema.usage_events, schema.usage_hourly, schema.adjustments
-_NO_JIT = sa.text("SET LOCAL jit = off")
-"""PostgreSQL would compile the choice among starts for each partition: a million events and 100 starts took 22 s with
-it and 6.5 s without (two busy cores)."""
-
 _COUNTS = Usage._fields
 _MONEY = ("cost", "amount")
 
@@ -83,22 +79,12 @@ def _without(bucket: Bucket, corrected: Bucket) -> Bucket:
 
 
 def _of_events(conn: sa.Connection, selection: Selection, starts: Sequence[Instant]) -> list[Bucket]:
-    if conn.dialect.name == "postgresql":
-        conn.execute(_NO_JIT)
-    number = _number(starts, 0, len(starts)).label("number")
+    totals.without_jit(conn)
+    number = totals.numbered(_EVENTS.c.started_at, starts).label("number")
     query = sa.select(_EVENTS.c.customer_id, _EVENTS.c.model, number, *_sums())
     query = query.where(_EVENTS.c.adjusts.is_(None), *_within(selection))
     rows = conn.execute(query.group_by(_EVENTS.c.customer_id, _EVENTS.c.model, number))
     return [_bucket(row, starts[row[2] - 1] if row[2] else Instant(starts[0] - 1)) for row in rows]
-
-
-def _number(starts: Sequence[Instant], low: int, high: int) -> sa.ColumnElement[int]:
-    """Return how many of `starts` (of which low to high are asked) lie at or before an event's start; by halving."""
-    if low == high:
-        return sa.literal_column(str(low))
-    middle = (low + high) // 2
-    is_before = _EVENTS.c.started_at < sa.literal_column(str(int(starts[middle])))
-    return sa.case((is_before, _number(starts, low, middle)), else_=_number(starts, middle + 1, high))
 
 
 def _sums() -> list[sa.ColumnElement[Any]]:

@@ -114,6 +114,15 @@ api_keys = Table(
     sqlite_strict=True,
 )
 
+key_tags = Table(
+    "key_tags",
+    metadata,
+    Column("api_key_id", ID, ForeignKey("api_keys.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    sqlite_strict=True,
+)
+
 cost_rates = Table(
     "cost_rates",
     metadata,

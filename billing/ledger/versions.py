@@ -35,9 +35,13 @@ def load_book(conn: sa.Connection, *, default_margin: str, currency: str) -> Pri
         raise ConfigError(f"billing.default_margin: {error}") from None
     rates = conn.execute(sa.select(schema.cost_rates).order_by(schema.cost_rates.c.id))
     rules = conn.execute(sa.select(schema.margin_rules).order_by(schema.margin_rules.c.id))
+    return PriceBook(map(_cost_rate, rates), map(_margin_rule, rules), default, currency, load_assignments(conn))
+
+
+def load_assignments(conn: sa.Connection) -> list[Assignment]:
+    """Return who is on which plan from when on."""
     assigned = conn.execute(sa.select(schema.plan_assignments).order_by(schema.plan_assignments.c.id))
-    assignments = (Assignment(*row) for row in assigned)
-    return PriceBook(map(_cost_rate, rates), map(_margin_rule, rules), default, currency, assignments)
+    return [Assignment(*row) for row in assigned]
 
 
 def append_cost_rate(

@@ -5,9 +5,12 @@ the percentage shown is rounded, half away from zero to two decimals, and in int
 """
 
 from collections.abc import Sequence
+from zoneinfo import ZoneInfo
 
 from billing.money import Pico, amount_text
 from billing.reports.usage import Line, counts, keys
+
+COLUMNS = ("revenue", "cost", "margin", "margin_pct")
 
 _HUNDREDTHS = 100 * 100
 
@@ -21,14 +24,20 @@ def percentage(margin: Pico, revenue: Pico) -> str | None:
     return f"{sign}{hundredths // 100}.{hundredths % 100:02d}"
 
 
-def row(line: Line, by: Sequence[str], currency: str, customer: str | None = None) -> dict[str, object]:
+def row(
+    line: Line, by: Sequence[str], currency: str, customer: str | None = None, zone: ZoneInfo | None = None
+) -> dict[str, object]:
     """Return one row of `weir report margin`."""
+    return {**keys(line, by, customer, zone), **counts(line), **money(line), "currency": currency}
+
+
+def money(line: Line) -> dict[str, object]:
+    """Return a line's money."""
     cost, revenue = line.total.cost, line.total.amount
     margin = Pico(revenue - cost)
-    money = {
+    return {
         "revenue": amount_text(revenue),
         "cost": amount_text(cost),
         "margin": amount_text(margin),
         "margin_pct": percentage(margin, revenue),
     }
-    return {**keys(line, by, customer), **counts(line), **money, "currency": currency}

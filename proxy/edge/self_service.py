@@ -80,9 +80,7 @@ def usage_of(conn: Connection, who: Principal, config: Config, query: Mapping[st
     unknown = sorted(set(query) - {"since", "until", "by"})
     if unknown:
         raise UsageError(f"{unknown[0][:QUESTION_CHARS_MAX]!r} is no parameter; there are since, until and by")
-    by = usage.parse_groups(_short(query.get("by", "model")))
-    if "customer" in by:
-        raise UsageError(f"'customer' is nothing to group by; choose among {', '.join(GROUPS)}")
+    by = usage.parse_groups(_short(query.get("by", "model")), GROUPS)
     since, until = (_instant(query.get(name), now) for name in ("since", "until"))
     selection = usage.whole_hours(since, until, who.customer_id)
     lines = usage.load(conn, selection, by, config.billing.zone)

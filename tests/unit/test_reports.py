@@ -200,7 +200,7 @@ EVENTS = st.lists(
     max_size=12,
 )
 ZONES = st.sampled_from(["UTC", "Europe/Berlin", "Asia/Kathmandu", "America/St_Johns", "Pacific/Apia"])
-BY = st.lists(st.sampled_from(usage.GROUPS), min_size=1, unique=True)
+BY = st.lists(st.sampled_from(["model", "customer", "key", "day", "hour", "month"]), min_size=1, unique=True)
 
 
 @given(EVENTS, ZONES, BY)
@@ -215,14 +215,15 @@ def test_any_grouping_is_the_sum_of_its_events(
     for each in recorded:
         day = clock.to_datetime(Instant(each.window_start)).astimezone(zone).date()
         facts = {"day": day, "customer": customer_id, "model": each.model, "key": each.api_key_id}
-        sums = expected[tuple(facts[group] if group in by else None for group in sorted(usage.GROUPS))]
+        facts |= {"hour": clock.hour_start(each.window_start), "month": day.replace(day=1)}
+        sums = expected[tuple(facts[group] if group in by else None for group in sorted(facts))]
         for index, value in enumerate((1, each.output_tokens, each.cost_pico, each.amount_pico)):
             sums[index] += value
     with database.writing() as conn:
         events.append(conn, recorded, 0)
         lines = usage.load(conn, Selection(customer_id=customer_id), by, zone)
     found = {
-        (line.total.customer_id, line.day, line.total.key_id, line.total.model): [
+        (line.total.customer_id, line.day, line.hour, line.total.key_id, line.total.model, line.month): [
             line.total.requests,
             line.total.output_tokens,
             line.total.cost,
