@@ -203,7 +203,9 @@ def _piece(choice: Mapping[str, object]) -> Piece:
         choice=index,
         reasoning=_string(delta.get("reasoning_content")) or _string(delta.get("reasoning")),
         content=_content(content) + _string(delta.get("refusal")) + _string(choice.get("text")),
-        tool="".join(_string(function.get("name")) + _arguments(function.get("arguments")) for function in functions),
+        tool="".join(
+            _string(function.get("name")) + arguments_text(function.get("arguments")) for function in functions
+        ),
         calls=sum(bool(_string(function.get("name"))) for function in functions),
         finish=finish,
     )
@@ -231,8 +233,8 @@ def _content(content: object) -> str:
     return "".join(_string(part.get("text")) for part in content if isinstance(part, dict))
 
 
-def _arguments(arguments: object) -> str:
-    """Usually JSON text, in fragments; some servers send the object."""
+def arguments_text(arguments: object) -> str:
+    """Return the arguments of a tool call: usually JSON text, in fragments; some servers send the object."""
     if not isinstance(arguments, dict):
         return _string(arguments)
     try:

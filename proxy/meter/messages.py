@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 
-from billing.tokens.counting import OutputTally, Piece
+from billing.tokens.counting import OutputTally, Piece, arguments_text
 from billing.usage import Usage
 from proxy.meter.flow import CostOf
 from proxy.meter.steps import Settle
@@ -125,10 +125,18 @@ def _text(message: dict[str, Any], *, has_stop_texts: bool = False) -> OutputTal
     tally = OutputTally(has_stop_texts=has_stop_texts)
     for block in objects(message.get("content")):
         name, given = string(block.get("name")), block.get("input")
-        arguments = orjson.dumps(given).decode() if isinstance(given, dict) else ""
+        arguments = _compact(given) if isinstance(given, dict) else ""
         tally.add(0, string(block.get("thinking")), string(block.get("text")), name + arguments, calls=bool(name))
     tally.take(Piece(0, finish=_finish(message)))
     return tally
+
+
+def _compact(given: dict[str, Any]) -> str:
+    """Write the input of a tool as the model did; orjson reads 1,024 levels and writes 254."""
+    try:
+        return orjson.dumps(given).decode()
+    except orjson.JSONEncodeError:
+        return arguments_text(given)
 
 
 def _finish(part: dict[str, Any]) -> str:

@@ -314,3 +314,16 @@ def test_text_behind_the_end_is_not_free(qwen: Vocabulary) -> None:
     assert settled.usage is None
     assert b"Hello there" in settled.raw
     assert meter.delivered().output_tokens(qwen) == 2
+
+
+def test_the_input_of_a_tool_may_be_nested_deeper_than_it_can_be_written_again(qwen: Vocabulary) -> None:
+    """Found by fuzzing: orjson reads it and does not write it, and the answer was neither delivered nor billed."""
+    for depth in (200, 300, 900):
+        given: Any = {}
+        for _ in range(depth):
+            given = {"a": [given]} if depth < 900 else [given]
+        block = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": given}}
+        usage = {"input_tokens": 13, "output_tokens": 53}
+        whole = json.dumps({"type": "message", "content": [block], "stop_reason": "tool_use", "usage": usage}).encode()
+        assert messages.settle(whole).usage == Usage(13, 53)
+        assert messages.delivered(whole).tool_tokens(qwen) > 20
