@@ -17,6 +17,7 @@ SGLang 0.5.23, Ollama 2026-08):
     usage on the finish chunk, choices not empty   llama.cpp /v1/completions, transformers: passed as it is
     usage on every chunk, cumulative               vLLM, SGLang `continuous_usage_stats`: the last one counts
     running counts of one output each, n > 1       vLLM: only the report without choices is about all
+    reasoning that no event shows                  vLLM `include_reasoning: false`: running counts, asked for and hidden
     a zero usage on every chunk                    Ollama /v1/completions: zeros are no report
     usage twice                                    the later one counts, and what it leaves out is kept from the earlier
     no output reported, but text delivered         no report: the text is counted

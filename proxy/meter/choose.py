@@ -81,6 +81,7 @@ class Plan(NamedTuple):
     hides_usage: bool = False
     reports_each_output: bool = False
     gathers: bool = False
+    hides_running: bool = False
 
 
 def is_stream(endpoint: str, content_type: bytes) -> bool:
@@ -110,6 +111,7 @@ def stream_meter(plan: Plan, content_type: bytes) -> Meter:
         outputs=plan.outputs,
         adds_outputs=plan.reports_each_output,
         has_stop_texts=plan.has_stop_texts,
+        hides_running=plan.hides_running,
     )
 
 

@@ -1,4 +1,4 @@
-"""Usage objects of the OpenAI shape, read tolerantly, and the edit that adds `cost` to them.
+"""Usage objects of the OpenAI shape, read tolerantly, and the edits that add `cost` to them or hide them.
 
 `prompt_tokens` includes the cached part, images and audio, and `completion_tokens` the reasoning part (OpenAI,
 llama.cpp, vLLM, SGLang); what the details call `image_tokens` and `audio_tokens` is read where it is told. SGLang
@@ -139,6 +139,17 @@ def with_cost(raw: bytes, cost: str, reported: dict[str, Any] | None) -> bytes:
             return raw
         end = span[1]
     return raw[:end] + (b',"cost":' if reported else b'"cost":') + cost.encode() + raw[end:]
+
+
+def without_usage(raw: bytes, reported: dict[str, Any]) -> bytes:
+    """Take the top-level usage object out of a compact JSON text (as vLLM writes it); any other comes back as it is."""
+    end = _compact_end(raw, reported)
+    if end is None:
+        return raw
+    start = raw.rfind(_USAGE, 0, end)
+    if raw[start - 1 : start] == b",":
+        return raw[: start - 1] + raw[end + 1 :]
+    return raw[:start] + raw[end + 1 :].removeprefix(b",")
 
 
 def _compact_end(raw: bytes, reported: dict[str, Any]) -> int | None:

@@ -1,8 +1,9 @@
 """The meter of streamed chat and text completions (OpenAI shape).
 
 Transparent: every byte is passed on in order, as soon as the event that it belongs to is whole, but for three things:
-the usage chunk that exists only because Weir asked for it is hidden; `cost` is added to the usage that the client asked
-for; and the terminal `[DONE]` event, with all that follows it, is held for `finish`.
+the usage that exists only because Weir asked for it (a chunk of its own, or running counts) is hidden; `cost` is added
+to the usage that the client asked for; and the terminal `[DONE]` event, with all that follows it, is held for
+`finish`.
 
 A read that holds whole events, and none that matters, passes unparsed: that test costs half a microsecond. Such reads
 are kept by reference, to be counted should the stream be cut; past 64 KiB they are folded to their text.
@@ -14,7 +15,16 @@ from typing import Any, TypeGuard
 from billing.tokens.counting import OutputTally, pieces
 from billing.usage import Usage
 from proxy.meter.framing import Framer, event_data
-from proxy.meter.reading import has_usage, parse, progress_of, times_of, timings_of, usage_of, with_cost
+from proxy.meter.reading import (
+    has_usage,
+    parse,
+    progress_of,
+    times_of,
+    timings_of,
+    usage_of,
+    with_cost,
+    without_usage,
+)
 from proxy.meter.steps import Outputs, Settle, Times
 from proxy.meter.told import KnownOutput
 
@@ -30,6 +40,7 @@ class StreamMeter:
         "_cost_of",
         "_framer",
         "_held",
+        "_hides_running",
         "_hides_usage",
         "_is_error",
         "_is_total",
@@ -39,6 +50,7 @@ class StreamMeter:
         "_outputs",
         "_prompt",
         "_reported",
+        "_running",
         "_tally",
         "_times",
         "_usage",
@@ -54,16 +66,20 @@ class StreamMeter:
         outputs: Outputs = Outputs(),  # noqa: B008 -- frozen
         adds_outputs: bool = False,
         has_stop_texts: bool = False,
+        hides_running: bool = False,
     ) -> None:
         """`cost_of` gives the JSON number for `usage.cost`, if the client sees usage.
 
         `adds_outputs`: the upstream reports usage once per output (llama.cpp), not once for all. `has_stop_texts`: the
-        request has `stop`, which matters if the text has to be counted. `watch`, if it is set, is shown each parsed
-        event, and keeps itself what it needs: nothing is `delivered` then.
+        request has `stop`, which matters if the text has to be counted. `hides_running`: Weir alone asked for a usage
+        on each chunk (vLLM's running counts). `watch`, if it is set, is shown each parsed event, and keeps itself what
+        it needs: nothing is `delivered` then.
         """
         self.is_complete = False
         self.watch: Callable[[dict[str, Any]], None] | None = None
         self._hides_usage = hides_usage
+        self._hides_running = hides_running
+        self._running: dict[int, Usage] = {}
         self._cost_of = cost_of
         self._outputs = outputs
         self._adds_outputs = adds_outputs and outputs.total > 1
@@ -123,6 +139,9 @@ class StreamMeter:
         usage = usage_of(parsed)
         if usage is not None:
             self._note(usage, has_choices=has_choices)
+        if has_choices and self._hides_running:
+            self._add_up(parsed["choices"], usage)
+            return without_usage(event, parsed["usage"])
         if self._hides_usage:
             return event if has_choices else b""
         if usage is None or self._cost_of is None or (has_choices and not _is_finish(parsed)):
@@ -152,6 +171,20 @@ class StreamMeter:
             self._times = told or so_far
         else:
             self._times = Times(so_far.prompt_us + told.prompt_us, so_far.generation_us + told.generation_us)
+
+    def _add_up(self, choices: object, running: Usage | None) -> None:
+        """Add the running counts of several outputs up: each chunk tells those of its own, with the prompt of all."""
+        first = choices[0] if isinstance(choices, list) else None
+        index = first.get("index") if isinstance(first, dict) else None
+        total = self._outputs.total
+        if running is None or total == 1 or not isinstance(index, int) or not 0 <= index < total:
+            return
+        self._running[index] = running
+        self._usage = running._replace(
+            output_tokens=sum(each.output_tokens for each in self._running.values()),
+            reasoning_tokens=sum(each.reasoning_tokens for each in self._running.values()),
+        )
+        self._is_total = True
 
     def _keep(self, data: bytes) -> None:
         if self.watch is not None:

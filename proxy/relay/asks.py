@@ -76,10 +76,10 @@ def read(endpoint: str, raw: bytes) -> Ask | Refusal:
     )
 
 
-def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forwarded:
+def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool, is_vllm: bool = False) -> Forwarded:
     """Serialise the body for one upstream; see the module's docstring for what is changed."""
     if ask.endpoint in endpoints.OPENAI_COMPLETIONS:
-        return request.forward(ask, upstream_model, reports_each_output=reports_each_output)
+        return request.forward(ask, upstream_model, reports_each_output=reports_each_output, is_vllm=is_vllm)
     body = {**ask.body, "model": upstream_model}
     if ask.endpoint == endpoints.RESPONSES:
         body["store"] = False

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from billing.usage import Anomaly, Usage
 from proxy.meter import endpoints
-from proxy.relay.request import Ask
+from proxy.relay.request import Ask, hides_reasoning
 
 INPUT_FACTOR: Final = 4
 OUTPUT_FACTOR: Final = 2
@@ -146,12 +146,10 @@ def has_opaque_output(ask: Ask) -> bool:
     if any(body.get(name) is not None for name in _OPAQUE_OUTPUT) or not _has_plain_tools(body):
         return True
     reasoning, modalities = body.get("reasoning"), body.get("modalities")
-    hides_reasoning = body.get("include_reasoning") is False or (
-        isinstance(reasoning, dict) and reasoning.get("exclude") is True
-    )
     best_of = body.get("best_of")
     return (
-        hides_reasoning
+        hides_reasoning(body)
+        or (isinstance(reasoning, dict) and reasoning.get("exclude") is True)
         or body.get("echo") is True
         or (isinstance(best_of, int) and best_of > ask.outputs.n)
         or (isinstance(modalities, list) and modalities != ["text"])

@@ -119,7 +119,9 @@ class Exchange(Settlement):
         if self._holding is not None:
             self._ask = self._holding.clamped(server.kind)
         upstream_model = server.models[self._ask.model]
-        self._forwarded = asks.forward(self._ask, upstream_model, reports_each_output=server.reports_each_output)
+        self._forwarded = asks.forward(
+            self._ask, upstream_model, reports_each_output=server.reports_each_output, is_vllm=server.kind == "vllm"
+        )
         server.pool.request(self)
 
     # the upstream's side
@@ -187,6 +189,7 @@ class Exchange(Settlement):
             hides_usage=self._forwarded.hides_usage,
             reports_each_output=self._server.reports_each_output,
             gathers=self._forwarded.gathers,
+            hides_running=self._forwarded.hides_running,
         )
 
     def data(self, data: bytes) -> None:

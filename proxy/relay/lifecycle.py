@@ -34,7 +34,9 @@ token, and what was delivered after it. Once a request settles, nothing changes 
 In each the upstream's connection is closed, or idle and fit for the next request. A prompt is billed as its server told
 it (`message_start`, `timings`, `prompt_progress`), cached part included; else the server is asked, else it is counted.
 Running counts (`timings_per_token` of llama.cpp, `continuous_usage_stats` of vLLM) are used where the client asks for
-them, and never asked for: on b11549 they made a stream of 44 tokens 20,681 bytes out of 10,768, and would have to be
+them. They are asked for, and hidden, in chats of vLLM with `include_reasoning: false` alone: it sends nothing while it
+reasons, so that a client that leaves meanwhile pays for the prompt, and one that leaves later for all until then. Not
+otherwise: on b11549 they made a stream of 44 tokens 20,681 bytes out of 10,768, and would have to be
 cut out of each event again, which costs a parse (6 µs) for each token of every stream to spare a count of those cut.
 (Tests: `tests/acceptance/test_gateway_{recording,upstreams,endings,draining,llama,http}.py`, `tests/faults`.)
 

@@ -4,8 +4,10 @@ Invariant I8: what is admitted is what is forwarded. The upstream never sees the
 value that Weir decided on, so that a duplicate key, an odd charset or a number out of range can not mean one thing
 here and another there. The documented changes: `model` becomes the upstream's name; a stream's
 `stream_options.include_usage` becomes true, and `continuous_usage_stats` goes if the client did not ask for usage
-(vLLM ignores it then, and would show usage on every chunk otherwise); an answer that is not streamed is asked of
-llama.cpp as a stream (`gathering`).
+(vLLM ignores it then, and would show usage on every chunk otherwise), but becomes true, and stays hidden, in a chat of
+vLLM with `include_reasoning: false` (it sends no event for reasoning then, so that a text that is cut could not be
+counted; each event after it tells all tokens so far; read in the source of 0.32); an answer that is not streamed is
+asked of llama.cpp as a stream (`gathering`).
 
 What limits the bill is read strictly, because servers read it loosely. Measured on llama.cpp b11549: `n_predict` goes
 before `max_completion_tokens` before `max_tokens`, 20.7 is 20, `true` is 1, -1 is no limit; `n_cmpl` goes before `n`,
@@ -172,22 +174,31 @@ def _output_limit(body: dict[str, Any], outputs: Outputs) -> int | None:
     return limit * outputs.prompts * max(candidates)
 
 
+def hides_reasoning(body: dict[str, Any]) -> bool:
+    """Tell whether a server of vLLM's kind keeps reasoning to itself; it takes 0 and "no" for false, too."""
+    return body.get("include_reasoning", True) not in (True, None)
+
+
 def _is_integer(value: object) -> bool:
     return type(value) is int  # and no bool
 
 
 class Forwarded(NamedTuple):
-    """The upstream's body, and whether its answer is a stream that Weir gathers or whose usage it hides."""
+    """The upstream's body, and whether its answer is a stream that Weir gathers or whose usage it hides.
+
+    `hides_running`: the usage on its chunks, too, which Weir asked for.
+    """
 
     raw: bytes
     hides_usage: bool
     gathers: bool
+    hides_running: bool = False
 
 
-def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forwarded:
+def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool, is_vllm: bool = False) -> Forwarded:
     """Serialise the body for one upstream. `reports_each_output`: it is llama.cpp (see the module's docstring)."""
     body = {**ask.body, "model": upstream_model}
-    gathers = False
+    gathers = hides_running = False
     if reports_each_output and not ask.streams:
         gathers = ask.outputs.total > 1 or is_same_as_stream(ask.endpoint, ask.body)
     if gathers:
@@ -197,5 +208,7 @@ def forward(ask: Ask, upstream_model: str, *, reports_each_output: bool) -> Forw
         options = {**(body.get("stream_options") or {}), "include_usage": True}
         if not ask.wants_usage:
             options.pop("continuous_usage_stats", None)
+        if is_vllm and ask.endpoint == CHAT and hides_reasoning(body) and not options.get("continuous_usage_stats"):
+            hides_running = options["continuous_usage_stats"] = True
         body["stream_options"] = options
-    return Forwarded(orjson.dumps(body), not ask.wants_usage, gathers)
+    return Forwarded(orjson.dumps(body), not ask.wants_usage, gathers, hides_running)

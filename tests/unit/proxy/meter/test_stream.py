@@ -170,35 +170,6 @@ def test_a_recorded_disconnect_is_counted_to_the_token(name: str, counted: int, 
     assert meter.delivered().output_tokens(qwen) == counted
 
 
-def test_a_stream_of_running_counts_is_billed_by_the_last_of_them_wherever_it_is_cut() -> None:
-    """vLLM's `continuous_usage_stats`: exact at every event, reasoning included."""
-    meter = StreamMeter(hides_usage=False)
-    for output, one in enumerate(events_of(body(f"{VLLM}/chat_stream_continuous_usage_stats"))[:7]):
-        meter.receive(one)
-        assert meter.known_usage() == Usage(13, output, 0, output)
-
-
-def test_a_stream_of_running_timings_is_billed_by_the_last_of_them_wherever_it_is_cut() -> None:
-    """llama.cpp's `timings_per_token`: exact at every event."""
-    meter = StreamMeter(hides_usage=False, adds_outputs=True)
-    role, *deltas = events_of(body(f"{LLAMA}/chat_stream_timings_per_token"))[:7]
-    meter.receive(role)
-    assert meter.known_usage() is None
-    for output, one in enumerate(deltas, 1):
-        meter.receive(one)
-        assert meter.known_usage() == Usage(13, output, 9)
-
-
-def test_running_counts_of_several_outputs_are_not_taken_for_the_whole() -> None:
-    """vLLM's running counts are of one output each: a cut answer of two is counted, a whole one has its total."""
-    meter = StreamMeter(hides_usage=False, outputs=TWO)
-    for index in (0, 1):
-        meter.receive(event(delta("Hello", index, usage=usage(13, 1))))
-    assert meter.known_usage() is None
-    meter.receive(event(report(13, 2)))
-    assert meter.known_usage() == Usage(13, 2)
-
-
 def test_a_cut_between_two_outputs_is_counted() -> None:
     """llama.cpp has told of one; the other was generated, too."""
     meter = StreamMeter(hides_usage=False, outputs=TWO, adds_outputs=True)

@@ -185,6 +185,28 @@ def test_a_stream_always_reports_usage_and_shows_it_only_where_it_was_asked_for(
         assert (taken.wants_usage, forwarded.hides_usage, forwarded.gathers) == (wants, not wants, False)
 
 
+def test_vllm_is_asked_to_count_the_reasoning_that_it_does_not_show() -> None:
+    """Nowhere else, for each event has to be looked into then; and what the client asked for itself it sees."""
+    both, shown = {"include_usage": True, "continuous_usage_stats": True}, {"include_usage": True}
+    cases: list[tuple[object, dict[str, Any], bool, bool]] = [
+        (False, {}, True, True),
+        (0, {}, True, True),
+        (False, shown, True, True),
+        (False, {"continuous_usage_stats": True}, True, True),
+        (False, both, True, False),
+        (False, {}, False, False),
+        (True, {}, True, False),
+        (None, {}, True, False),
+    ]
+    for wanted, options, is_vllm, hides in cases:
+        taken = ask(stream=True, include_reasoning=wanted, stream_options=options)
+        forwarded = forward(taken, "M", reports_each_output=False, is_vllm=is_vllm)
+        counts = json.loads(forwarded.raw)["stream_options"].get("continuous_usage_stats", False)
+        assert (counts, forwarded.hides_running) == (hides or options == both, hides), (wanted, options)
+    whole = forward(ask(include_reasoning=False), "M", reports_each_output=False, is_vllm=True)
+    assert ("stream_options" in json.loads(whole.raw), whole.hides_running) == (False, False)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{}, {"stream": False}, {"stream": None}, {"stream_options": "x"}, {"stream_options": {"include_usage": True}}],
