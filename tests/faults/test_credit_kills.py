@@ -1,7 +1,7 @@
-"""Prepaid credit through `kill -9` of workers, stopped workers and a killed PostgreSQL: then the money is counted.
+"""Credit and budgets through `kill -9` of workers, stopped workers and a killed PostgreSQL: then the money is counted.
 
 What the clients were told is in logs that nobody kills; what the ledger says is read from its rows. Every answered
-request is recorded once at its price, and all usage together is never more than the credit.
+request is recorded once at its price, and all usage together is never more than the credit, or than a hard budget.
 """
 
 import os
@@ -10,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from billing import clock
+from billing.calendar import Per, period_of
 from billing.clock import Instant
-from billing.ledger import schema
+from billing.credit.budget import Span
+from billing.ledger import accounts, budgets, schema
+from billing.money import Pico
 from tests.credit_bench import CreditBench, credit_bench
 from tests.support.postgres import PostgresServer
 
@@ -31,8 +35,11 @@ LEAST = 310 + 10
 class Workers:
     """Worker processes on one ledger, and the logs of their clients."""
 
-    def __init__(self, url: str, customer_id: str, home: Path, seed: int) -> None:
-        self.url, self.customer_id, self.home = url, customer_id, home
+    def __init__(
+        self, url: str, customer_id: str, home: Path, seed: int, limits: Sequence[Sequence[str]] = ((),)
+    ) -> None:
+        """`limits` are keys with the budgets that they fall under; workers use them in turn."""
+        self.url, self.customer_id, self.home, self.limits = url, customer_id, home, limits
         self.random = random.Random(seed)
         self.started = 0
         self.running: list[subprocess.Popen[str]] = []
@@ -42,8 +49,9 @@ class Workers:
         self.started += 1
         log = self.home / f"client-{self.started}.log"
         command = [sys.executable, "-m", "tests.faults.credit_worker", self.url, self.customer_id, str(log)]
+        limits = self.limits[self.started % len(self.limits)]
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command, str(self.started)],
+            ["setpriv", "--pdeathsig", "KILL", *command, str(self.started), *limits],
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
             text=True,
@@ -125,6 +133,57 @@ def settled(bench: CreditBench, workers: Workers) -> None:
     assert balance == 2 * GRANT - sum(recorded.values())
     assert 0 <= balance < LEAST
     assert len(told) > 500, "the run was long enough to mean something"
+
+
+def budgeted(bench: CreditBench, customer_id: str) -> tuple[tuple[str, ...], ...]:
+    """Two keys with the budgets that they fall under: all of the customer's, and one of them has its own."""
+    with bench.database.writing() as conn:
+        keys = [
+            accounts.create_key(conn, customer_id, name, None, 0, 0, 0, None, bench.at, "tests")[0].id
+            for name in ("app", "other")
+        ]
+        for key_id, span, amount in ((None, Span.UNPAID, 2 * GRANT), (keys[0], Span.MONTH, GRANT // 4)):
+            given = {"is_soft": False, "currency": "usd", "at": bench.at, "actor": "tests"}
+            budgets.put(conn, customer_id, key_id, span, Pico(amount), **given)  # type: ignore[arg-type]
+        applying = [budgets.applying(conn, customer_id, key_id) for key_id in keys]
+    return tuple((key_id, *(each.id for each in found)) for key_id, found in zip(keys, applying, strict=True))
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_and_stopped_never_exceed_a_budget(bench: CreditBench, tmp_path: Path) -> None:
+    """Who pays later, up to a limit, with a key that may use less; on both engines: the overshoot is 0."""
+    seed = int.from_bytes(os.urandom(4))
+    print(f"seed {seed}")
+    customer_id = bench.customer(is_prepaid=False)
+    limits = budgeted(bench, customer_id)
+    assert [len(each) for each in limits] == [3, 2]
+    workers = Workers(bench.database.url.render_as_string(hide_password=False), customer_id, tmp_path, seed, limits)
+    try:
+        for _ in range(WORKERS):
+            workers.start()
+        for _ in range(6):
+            time.sleep(workers.random.random() / 4)
+            workers.kill() if workers.random.random() < 0.7 else workers.pause(workers.random.random() / 4)
+        workers.finish()
+        bench.at = Instant(clock.now() + 10**12)
+        bench.tidy(customer_id)
+        for _ in limits:  # what the dead held is free again: one more worker for each key uses it up
+            workers.start()
+        workers.finish()
+    finally:
+        workers.end()
+    bench.prove()
+    events = bench.rows(schema.usage_events, customer_id)
+    assert not [event for event in events if event["adjusts"]], "no pause outlived a lease: nothing is written off"
+    recorded = {event["id"]: event["amount_pico"] for event in events}
+    told = workers.answered()
+    assert {event_id: recorded.get(event_id) for event_id in told} == told
+    assert 2 * GRANT - LEAST < sum(recorded.values()) <= 2 * GRANT
+    months: Counter[int] = Counter()
+    for event in events:
+        if event["api_key_id"] == limits[0][0]:
+            months[period_of(Per.MONTH, event["window_start"], bench.zone).start] += event["amount_pico"]
+    assert GRANT // 4 - LEAST < max(months.values()) <= GRANT // 4
 
 
 def test_workers_that_are_killed_and_stopped_never_overspend(bench: CreditBench, tmp_path: Path) -> None:
