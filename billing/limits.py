@@ -77,6 +77,34 @@ LEASE_PICO_MAX = 10**6 * PICO_PER_MAJOR
 PURSE_WAITERS_MAX = 1_000
 """Requests of one customer that wait for credit in one worker; above it they are refused for now."""
 
+MACHINE_PRICE_PICO_MAX = 9 * 10**6 * PICO_PER_MAJOR
+"""The dearest machine, nine million: it fits 63 bits."""
+
+MACHINE_RENT_PICO_MAX = 10**5 * PICO_PER_MAJOR
+"""The dearest hour of a machine."""
+
+MACHINE_LIFE_HOURS_MAX = 50 * 365 * 24
+"""The longest life, over which a price is written off: fifty years."""
+
+MACHINE_NAME_CHARS_MAX = 100
+"""The longest name of a machine."""
+
+MACHINE_UPSTREAMS_MAX = 100
+"""Upstreams of one machine."""
+
+POWER_MILLIWATT_MAX = 10**9
+"""The hungriest machine, a megawatt."""
+
+KWH_PRICE_PICO_MAX = 1_000 * PICO_PER_MAJOR
+"""The dearest kWh."""
+
+POWER_SAMPLES_MAX = 1_000_000
+"""Samples of power in one file, two years of one a minute."""
+
+HARDWARE_DAYS_MAX = 3 * 366
+"""Days of which `weir cost actual` and `report variance` tell at once: each hour of each machine is worked out."""
+
 assert RATE_PICO_MAX * TOKENS_PER_EVENT_MAX + REQUEST_FEE_PICO_MAX < 2**63
 assert LEASE_PICO_MAX < 2**62
+assert MACHINE_PRICE_PICO_MAX < 2**63
 assert RECORD_BATCH_ROWS_MAX <= SPOOL_CHUNK_ROWS <= SPOOL_ROWS_MAX

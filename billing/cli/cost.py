@@ -1,11 +1,14 @@
 """`weir cost`: what models cost, as dated versions; prices follow from it through the margins.
 
+What it really costs on own machines is in `billing/cli/hardware.py` (the machines) and `billing/cli/actual.py`.
+
 Each `set` adds a version, and nothing is ever changed: an event keeps the prices that it was recorded with.
 """
 
 import click
 
 from billing import ids
+from billing.cli import actual, hardware
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
 from billing.cli.scenario import explaining
@@ -37,6 +40,11 @@ TABLE_COLUMNS = tuple(column for column in COLUMNS if column not in {"currency",
 @click.group()
 def cost() -> None:
     """What your models cost you: rates per 1M tokens, each from an instant on."""
+
+
+cost.add_command(hardware.hardware)
+cost.add_command(actual.actual)
+cost.add_command(actual.suggest)
 
 
 @cost.command("set")

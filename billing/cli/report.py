@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 from rich.text import Text
 
-from billing.cli import chart, parquet_file
+from billing.cli import actual, chart, parquet_file
 from billing.cli.app import Session, pass_session
 from billing.cli.chart import Bar
 from billing.cli.output import Row, console, emit, listing
@@ -51,6 +51,9 @@ def showing(command: _Command) -> _Command:
 @click.group()
 def report() -> None:
     """What usage earned."""
+
+
+report.add_command(actual.variance)
 
 
 @report.command()
