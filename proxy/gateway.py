@@ -21,11 +21,12 @@ import uvicorn
 import uvloop
 from uvicorn.server import HANDLED_SIGNALS
 
+from billing import clock
 from billing.asking import tls_context
 from billing.config import Config, Upstream
 from billing.errors import ConfigError, DatabaseAwayError
 from billing.jobs import SHARDS, Jobs
-from billing.ledger import memo, migrate
+from billing.ledger import facts, memo, migrate
 from billing.ledger.database import Database
 from billing.notify import watch
 from billing.tokens.errors import VocabularyError
@@ -86,11 +87,14 @@ def serve(config: Config) -> None:
 def _look_at_database(config: Config) -> None:
     """Refuse to start on another schema. While it is away, what this host has kept of it is enough to start with.
 
-    Where nothing was kept, this is a first start, and its URL may be wrong. Raises SchemaError, DatabaseAwayError.
+    Where nothing was kept, this is a first start, and its URL may be wrong. Raises SchemaError, DatabaseAwayError, and
+    RefusedError in another currency than the ledger's.
     """
     database = Database(config.database.url)
     try:
         migrate.require_current(database)
+        with database.writing() as conn:
+            facts.settle_currency(conn, config.billing.currency, clock.now())
     except DatabaseAwayError as error:
         if not memo.is_usable(memo.path_of(Path(config.database.spool), database)):
             raise

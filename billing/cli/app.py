@@ -17,7 +17,7 @@ from billing import clock
 from billing.clock import Instant
 from billing.config import Config, load
 from billing.errors import WeirError
-from billing.ledger import migrate
+from billing.ledger import facts, migrate
 from billing.ledger.database import Database, DatabaseError, is_away
 
 
@@ -39,10 +39,12 @@ class Session:
 
     @cached_property
     def database(self) -> Database:
-        """The database, reached and on this program's schema. Raises SchemaError with the remedy."""
+        """The database, reached, on this schema and in this currency. Raises SchemaError, RefusedError."""
         database = Database(self.config.database.url)
         self._opened.callback(database.close)
         migrate.require_current(database)
+        with database.reading() as conn:
+            facts.require_currency(conn, self.config.billing.currency)
         return database
 
     @cached_property

@@ -9,7 +9,7 @@ from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
 from billing.clock import instant_text, parse_instant
 from billing.credit.account import PRIORITY_DEFAULT, PRIORITY_MAX, Kind
-from billing.ledger import accounts, charges, leases
+from billing.ledger import accounts, charges, facts, leases
 from billing.ledger import credit as history
 from billing.ledger.accounts import Customer
 from billing.ledger.credit import Entry
@@ -48,6 +48,7 @@ def grant(
     given = parse_amount(amount)
     with session.database.writing() as conn:
         found = accounts.find_customer(conn, customer)
+        facts.pin_currency(conn, currency, session.now)
         entry = history.grant(
             conn,
             found.id,

@@ -430,6 +430,26 @@ def readdress(conn: sa.Connection, customer_id: str, stripe_customer_id: str, no
     return changed.rowcount
 
 
+def not_before(conn: sa.Connection, customer_id: str, event_name: str | None, opens_s: int, oldest_s: int) -> int:
+    """Give what Stripe can not have counted, and would be timed before it is billed, the time from which it is.
+
+    Of one meter, or (None) of all; what is older than `oldest_s` keeps its time. Return how many batches changed.
+    """
+    conditions = [
+        _BATCHES.c.customer_id == customer_id,
+        _BATCHES.c.state == str(State.PENDING),
+        _BATCHES.c.first_sent_at.is_(None),
+        _BATCHES.c.timestamp_s < opens_s,
+        _BATCHES.c.timestamp_s >= oldest_s,
+    ]
+    if event_name is not None:
+        conditions.append(_BATCHES.c.event_name == event_name)
+    key = _BATCHES.c.idempotency_key + f".{opens_s}"
+    return conn.execute(
+        sa.update(_BATCHES).where(*conditions).values(timestamp_s=opens_s, idempotency_key=key)
+    ).rowcount
+
+
 def in_state(conn: sa.Connection, states: Sequence[State], rows_max: int) -> list[Batch]:
     """Return the batches in these states, oldest first."""
     query = sa.select(_BATCHES).where(_BATCHES.c.state.in_([str(state) for state in states]))

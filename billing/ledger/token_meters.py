@@ -174,6 +174,14 @@ def idle(conn: sa.Connection, customer_id: str, since_s: int) -> list[LaneRow]:
     return [LaneRow(*row) for row in conn.execute(query.order_by(_LANES.c.created_at, _LANES.c.event_name))]
 
 
+def unsent(conn: sa.Connection, customer_id: str) -> set[str]:
+    """Return the meters for which the customer has batches that Stripe can not have counted."""
+    batches = schema.meter_batches
+    query = sa.select(batches.c.event_name).distinct()
+    is_unsent = (batches.c.state.in_(["pending", "rejected"]), batches.c.first_sent_at.is_(None))
+    return set(conn.execute(query.where(batches.c.customer_id == customer_id, *is_unsent)).scalars())
+
+
 def close_lane(conn: sa.Connection, customer_id: str, event_name: str) -> None:
     """Record that no subscription bills a lane any more; usage at its price opens it again."""
     query = sa.update(_LANES).where(_LANES.c.customer_id == customer_id, _LANES.c.event_name == event_name)

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from billing.clock import instant_text
 from billing.errors import ConfigError, NotFoundError, WeirError
-from billing.ledger import audit, epoch, schema
+from billing.ledger import audit, epoch, facts, schema
 from billing.money import amount_number, rate_text
 from billing.pricing import publish
 from billing.pricing.book import PriceBook
@@ -61,6 +61,7 @@ def append_cost_rate(
     publish.check_model_name(rate.model)
     publish.check_start(rate.effective_from, rate.recorded_at, backdate=backdate)
     epoch.advance(conn)
+    facts.pin_currency(conn, currency, rate.recorded_at)
     book = load_book(conn, default_margin=default_margin, currency=currency).with_cost_rate(rate)
     publish.check_prices(book, publish.affected_by_cost(book, rate.model), rate.effective_from)
     conn.execute(sa.insert(schema.cost_rates).values(_cost_row(rate)))

@@ -307,7 +307,9 @@ def _price(row: stripe.Price) -> Price:
 
 def _customer(row: stripe.Customer) -> StripeCustomer:
     is_deleted = bool(getattr(row, "deleted", False))
-    return StripeCustomer(row.id, is_deleted, "" if is_deleted else mark(row.metadata, "weir_customer"))
+    if is_deleted:
+        return StripeCustomer(row.id, is_deleted, "")
+    return StripeCustomer(row.id, is_deleted, mark(row.metadata, "weir_customer"), row.currency or "")
 
 
 def _subscription(row: stripe.Subscription) -> Subscription:

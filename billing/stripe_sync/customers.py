@@ -26,6 +26,7 @@ from billing.ledger.stripe_objects import Kind
 from billing.stripe_sync import batches, refresh, token_lanes, turn
 from billing.stripe_sync.client import connect
 from billing.stripe_sync.port import StripeCustomer, StripePort, Subscription
+from billing.stripe_sync.retry import TIMESTAMP_AGE_US_MAX
 
 KEY_TRIES_MAX = 5
 _ENDED = ("canceled", "incomplete_expired")
@@ -82,6 +83,11 @@ def adopt(
         raise NotFoundError(f"Stripe has no customer {stripe_customer_id!r}; look for it in the Stripe Dashboard")
     if found.is_deleted:
         raise RefusedError(f"{stripe_customer_id} was deleted at Stripe; `weir customer link` needs a living one")
+    if found.currency not in ("", config.billing.currency):
+        raise RefusedError(
+            f"{stripe_customer_id} is billed in {found.currency} at Stripe, and a customer has one currency there; Weir"
+            f" bills in {config.billing.currency}: link another customer of Stripe's, or make one with --stripe"
+        )
     with database.reading() as conn:  # Refused again by `link_stripe`, but before anything is made at Stripe.
         holder = accounts.find_by_stripe(conn, stripe_customer_id)
     if holder is not None and holder.id != customer.id:
@@ -101,6 +107,11 @@ def choose_subscription(living: Sequence[Subscription], price_id: str, meter_id:
     item = next(item for item in chosen.items if item.meter_id == meter_id)
     if item.price_id != price_id:
         raise RefusedError(f"{chosen.id} bills our usage at {item.price_id} instead of {price_id}; change it at Stripe")
+    if chosen.status == "trialing":
+        raise RefusedError(
+            f"{chosen.id} is in a trial, in which Stripe bills nothing of what the ledger bills; end it at Stripe, and"
+            " give the customer credit that expires instead (`weir credit grant --expires`)"
+        )
     if item.period_end_s % _HOUR_S != 0:
         raise RefusedError(
             f"{chosen.id} does not bill at a whole hour, so an hour's usage would lie in two invoices; cancel it at "
@@ -131,17 +142,25 @@ def _subscribe(
     with database.writing() as conn:
         accounts.link_stripe(conn, customer_id, stripe_customer_id, subscription.id, now, actor)
         accounts.resume(conn, customer_id, Cause.STRIPE_DELETED, f"linked to {stripe_customer_id}", now, actor)
-        outbox.readdress(conn, customer_id, stripe_customer_id, now)
-        event_name = config.stripe.meter_event_name
-        if (
-            config.stripe.mode == "tokens"
-        ):  # The pusher assigns what waited, once its meters bill: no earlier than this.
-            token_lanes.open_amounts(conn, customer_id, event_name, subscription.id, item.period_start_s, now)
+        event_name, opens_s = config.stripe.meter_event_name, item.period_start_s
+        if config.stripe.mode == "tokens":  # The pusher assigns what waited, once its meters' items are there.
+            token_lanes.open_amounts(conn, customer_id, event_name, subscription.id, opens_s, now)
         else:
-            _assign(conn, customer_id, event_name, item.period_start_s, now)
+            _readdress(conn, customer_id, stripe_customer_id, opens_s, now)
+            _assign(conn, customer_id, event_name, opens_s, now)
+    if config.stripe.mode == "tokens":
+        token_lanes.TokenLanes(config, database, port, lambda: now).reopen(customer_id, subscription.id)
+        with database.writing() as conn:
+            _readdress(conn, customer_id, stripe_customer_id, opens_s, now)
     with turn.waited_for(database, turn.ACCOUNTS):
         refresh.refresh(config, database, port, customer_id, now, actor)
     return Link(stripe_customer_id, subscription.id)
+
+
+def _readdress(conn: Connection, customer_id: str, stripe_customer_id: str, opens_s: int, now: Instant) -> None:
+    """Let what was never counted for an old link go to the new one, no earlier than its subscription bills."""
+    outbox.readdress(conn, customer_id, stripe_customer_id, now)
+    outbox.not_before(conn, customer_id, None, opens_s, (now - TIMESTAMP_AGE_US_MAX) // SECOND_US)
 
 
 def _assign(conn: Connection, customer_id: str, event_name: str, first_period_s: int, now: Instant) -> None:

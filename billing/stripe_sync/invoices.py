@@ -114,10 +114,16 @@ def carry_forward(database: Database, batches: Iterable[Batch], actor: str, now:
 
 
 def _lines(invoice: MeteredInvoice, prices: OurPrices) -> list[MeteredLine]:
-    """Return the lines of a finalized invoice that bill usage; one without a span bills none."""
-    if invoice.finalized_at_s is None or invoice.status == _DRAFT:
+    """Return the lines of a finalized invoice that bill usage.
+
+    One without a span bills none, and neither does one whose period was not over yet: a trial's, which begins with an
+    invoice. Taken for a billed period, it would push all usage behind its end.
+    """
+    at_s = invoice.finalized_at_s
+    if at_s is None or invoice.status == _DRAFT:
         return []
-    return [line for line in invoice.lines if prices.is_ours(line.price_id) and line.period_end_s > line.period_start_s]
+    ours = (line for line in invoice.lines if prices.is_ours(line.price_id))
+    return [line for line in ours if line.period_start_s < line.period_end_s <= at_s]
 
 
 def _record_end(conn: Connection, customer_id: str, found: Iterable[MeteredInvoice], prices: OurPrices) -> None:

@@ -52,11 +52,12 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class StripeCustomer:
-    """A customer at Stripe; a deleted one is still found, and says so."""
+    """A customer at Stripe; a deleted one is still found, and says so. Its `currency` is "" before it has one."""
 
     id: str
     is_deleted: bool
     weir_customer: str
+    currency: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from enum import StrEnum
 from billing.clock import Instant
 from billing.config import Config
 from billing.errors import StripeError
-from billing.ledger import audit, stripe_objects
+from billing.ledger import audit, facts, stripe_objects
 from billing.ledger.database import Database
 from billing.ledger.stripe_objects import Kind
 from billing.money import PICO_PER_MAJOR
@@ -119,6 +119,8 @@ def apply(want: Wanted, steps: Iterable[Step], port: StripePort) -> dict[Kind, s
 def run(config: Config, database: Database, port: StripePort, now: Instant, actor: str) -> tuple[Step, ...]:
     """Plan, apply and record the ids; return the steps with the ids of what was made."""
     want = wanted(config)
+    with database.writing() as conn:
+        facts.pin_currency(conn, want.currency, now)
     steps = preview(want, port)
     ids = apply(want, steps, port)
     with database.writing() as conn:

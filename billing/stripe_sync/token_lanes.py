@@ -18,7 +18,7 @@ from billing import ids
 from billing.clock import SECOND_US, Clock, Instant
 from billing.config import Config
 from billing.errors import StripeError
-from billing.ledger import periods, token_meters, versions
+from billing.ledger import outbox, periods, token_meters, versions
 from billing.ledger.database import Connection, Database
 from billing.ledger.outbox import Delta
 from billing.ledger.stripe_objects import Kind
@@ -26,6 +26,7 @@ from billing.ledger.token_meters import AMOUNT, LaneRow
 from billing.money import PICO_PER_MICRO
 from billing.stripe_sync import token_setup
 from billing.stripe_sync.port import Item, StripePort, Subscription
+from billing.stripe_sync.retry import TIMESTAMP_AGE_US_MAX
 from billing.stripe_sync.token_parts import Lane, Rate, Tariff, Tariffs, TokenType
 
 logger = logging.getLogger("weir.stripe")
@@ -80,6 +81,15 @@ class TokenLanes:
             found[customer_id] = _tariff(lanes, rates, subscription_id)
         return Tariffs(tariffs.prices, found)
 
+    def reopen(self, customer_id: str, subscription_id: str) -> None:
+        """Let a new subscription bill what is assigned to meters, and was sent nowhere yet. Raises StripeError."""
+        with self.database.reading() as conn:
+            lanes = token_meters.lanes(conn, [customer_id])
+            waiting = token_meters.unsent(conn, customer_id)
+        rates = {rate for lane in lanes if lane.event_name in waiting and (rate := _rate_of(lane)) is not None}
+        if rates - _open_rates(lanes, subscription_id):
+            self._open(customer_id, subscription_id, lanes, rates)
+
     def _open(
         self, customer_id: str, subscription_id: str, lanes: Sequence[LaneRow], rates: set[Rate]
     ) -> list[LaneRow]:
@@ -104,6 +114,8 @@ class TokenLanes:
             with self.database.writing() as conn:
                 opens_s = max(item.period_start_s, item.created_s)
                 token_meters.open_lane(conn, customer_id, lane.event_name, subscription_id, opens_s)
+                oldest_s = (self.now() - TIMESTAMP_AGE_US_MAX) // SECOND_US
+                outbox.not_before(conn, customer_id, lane.event_name, opens_s, oldest_s)
         with self.database.reading() as conn:
             return token_meters.lanes(conn, [customer_id])
 

@@ -15,7 +15,8 @@ import proxy.main  # noqa: F401 -- it mounts the commands
 from billing import clock
 from billing.cli import app
 from billing.clock import DAY_US, Instant, instant_text
-from billing.ledger import accounts, migrate, schema, versions
+from billing.errors import RefusedError
+from billing.ledger import accounts, facts, migrate, schema, versions
 from billing.ledger.database import Database
 
 DONE, USAGE, NOT_FOUND, REFUSED = 0, 2, 3, 4
@@ -427,3 +428,18 @@ def test_the_log_says_who_changed_a_price(weir: Weir, database: Database) -> Non
     with database.reading() as conn:
         last = conn.execute(sa.select(log.actor, log.details).order_by(log.id.desc()).limit(1)).one()
     assert (last.actor, json.loads(last.details)["reason"]) == ("anna", "new card")
+
+
+def test_the_first_rate_settles_the_ledgers_currency_and_another_is_refused(
+    weir: Weir, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates carry no currency: 0.03 usd must not become 0.03 jpy by a word in weir.toml. The old word works again."""
+    assert weir(*COST).code == DONE
+    for currency, code in (("jpy", REFUSED), ("usd", DONE)):
+        monkeypatch.setenv("WEIR_BILLING__CURRENCY", currency)
+        for words in (COST, ("cost", "list"), ("usage",), ("credit", "grant", "acme", "5")):
+            answer = weir(*words)
+            assert answer.code == code, words
+            assert code == DONE or "this ledger is in usd" in answer.err
+    with database.reading() as conn, pytest.raises(RefusedError, match="in usd"):
+        facts.settle_currency(conn, "jpy", clock.now())

@@ -385,6 +385,21 @@ def test_what_a_deleted_customer_left_unsent_goes_to_its_new_link(made: Bench) -
     made.audit(acme.id)
 
 
+def test_what_was_left_unsent_is_on_the_invoice_of_a_subscription_that_begins_later(made: Bench) -> None:
+    """Timed where the new one begins: before that, Stripe would count it and bill it to nobody."""
+    acme = made.add("acme")
+    made.record(acme.id, 7_000_000)
+    made.double.delete_customer(str(acme.stripe_customer_id))
+    assert [each.outcome.state for each in made.push()] == [State.REJECTED]
+    with made.database.writing() as conn:
+        accounts.unlink(conn, acme.id, made.now(), "test")
+    made.double.clock.advance(hours=3)
+    customers.create_for(made.config, made.database, acme, made.now(), "test")
+    assert [each.outcome.state for each in made.push()] == [State.ACCEPTED]
+    draft = made.double.end_period(str(made.account(acme.id).stripe_customer_id))
+    assert sum(line["quantity"] for line in draft["lines"]["data"]) == 7
+
+
 def test_usage_from_before_the_link_is_in_the_first_invoice(made: Bench) -> None:
     """Of this month and the last; what is older than Stripe takes is held for review, and not suddenly invoiced."""
     acme = made.add("acme", is_linked=False)
@@ -430,6 +445,22 @@ def test_a_subscription_that_ends_within_an_hour_is_refused(made: Bench) -> None
     made.port._v1.subscriptions.create({"customer": stripe_customer, "items": [{"price": _price(made)}]})
     acme = made.add("acme", is_linked=False)
     with pytest.raises(RefusedError, match="does not bill at a whole hour"):
+        customers.adopt(made.config, made.database, acme, stripe_customer, made.now(), "test")
+    assert made.account(acme.id).stripe_customer_id is None
+
+
+def test_another_currency_and_a_trial_are_refused_with_what_to_do(made: Bench) -> None:
+    """A customer of Stripe's has one currency; in a trial Stripe bills nothing of what the ledger bills."""
+    stripe_customer = made.port.create_customer("acme gmbh", None, "elsewhere", "key-1").id
+    found = next(each for each in made.double.objects("customer") if each["id"] == stripe_customer)
+    found["currency"] = "eur"
+    acme = made.add("acme", is_linked=False)
+    with pytest.raises(RefusedError, match="billed in eur at Stripe"):
+        customers.adopt(made.config, made.database, acme, stripe_customer, made.now(), "test")
+    found["currency"] = "usd"
+    made.port.create_subscription(stripe_customer, _price(made), "elsewhere", "key-2")
+    made.double.objects("subscription")[0]["status"] = "trialing"
+    with pytest.raises(RefusedError, match="credit that expires"):
         customers.adopt(made.config, made.database, acme, stripe_customer, made.now(), "test")
     assert made.account(acme.id).stripe_customer_id is None
 

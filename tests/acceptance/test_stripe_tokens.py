@@ -267,3 +267,21 @@ def test_a_switch_of_modes_loses_nothing(made: TokenBench) -> None:
     assert push.pusher(made.config, made.database, made.port, made.now).tokens is not None
     with made.database.reading() as conn:
         assert [lane.number for lane in token_meters.lanes(conn, [acme.id]) if lane.model] == [1]
+
+
+def test_tokens_that_were_left_unsent_are_billed_by_the_next_link(made: TokenBench) -> None:
+    """The meter's item is made before they are sent, and they are timed no earlier."""
+    acme = made.add("acme")
+    made.use(acme.id, 500, 0)
+    made.push(is_closing=True)
+    made.use(acme.id, 1_000, 0)
+    made.double.delete_customer(str(acme.stripe_customer_id))
+    made.push(is_closing=True)
+    refresh.refresh(made.config, made.database, made.port, acme.id, made.now(), "test")
+    made.double.clock.advance(hours=3)
+    customers.create_for(made.config, made.database, made.account(acme.id), made.now(), "test")
+    made.push(is_closing=True)
+    assert made.sent(acme.id) == {(IN, 39_000): 1_500}
+    finish_month(made)
+    assert made.lines(acme.id) == {f"{IN} @ 0.0000039": 1_000}
+    assert findings(made) == []
