@@ -152,6 +152,8 @@ def _work_cells(each: Worked) -> dict[str, object]:
         "time_s": _seconds(each.time_us),
         "used_pct": None,
         **rate_cells(worth.rates(each, each.prompt, each.generation)),
+        "prompt_cost": amount_text(Pico(each.prompt)),
+        "generation_cost": amount_text(Pico(each.generation)),
         "cost": amount_text(each.cost),
         "booked": amount_text(Pico(each.booked)),
     }

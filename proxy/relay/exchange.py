@@ -274,6 +274,7 @@ class Exchange(Settlement):
             assert self._server is not None, "it was dialled"
             self._phase = Phase.ADMITTED
             self._leave_service()
+            self._entered_us = NEVER  # what the first try took is nobody's: it came to nothing
             self._server.pool.request(self, fresh=True)
         elif self._phase is Phase.ADMITTED:
             assert self._server is not None, "it was dialled"

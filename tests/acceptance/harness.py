@@ -382,12 +382,15 @@ class Gateway:
         names = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
         with self.reading() as read:
             events, hours = read("SELECT * FROM usage_events"), read("SELECT * FROM usage_hourly")
+            works = read("SELECT * FROM upstream_hourly")
         assert sum(row["requests"] for row in hours) == len(events)
         for name in names:
             assert sum(row[name] for row in hours) == sum(event[name] for event in events), name
         for name in ("cost", "amount"):
             rolled = sum(row[f"{name}_micro"] * 10**6 + row[f"{name}_pico"] for row in hours)
             assert rolled == sum(event[f"{name}_pico"] for event in events), name
+        for name in ("prompt_us", "generation_us", *names[:3]):
+            assert sum(row[name] for row in works) == sum(event[name] for event in events), name
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any, Final
 
 import pytest
@@ -256,6 +257,11 @@ def test_each_request_has_its_share_of_the_servers_time(gateway: Gateway) -> Non
     hours = gateway.rows("SELECT sum(prompt_us) AS p, sum(generation_us) AS g, sum(requests) AS n FROM upstream_hourly")
     every = gateway.rows("SELECT sum(prompt_us) AS p, sum(generation_us) AS g, count(*) AS n FROM usage_events")
     assert hours == every
+    gateway.weir("cost", "hardware", "add", "box", "--rent", "0.36", "--upstream", "llama")
+    (work, idle, total) = json.loads(gateway.weir("cost", "actual", "--by", "model", "--json"))
+    assert work["prompt_us"] == hours[0]["p"]
+    assert Decimal(work["cost"]) + Decimal(idle["cost"]) == Decimal(total["cost"])
+    assert Decimal(work["prompt_cost"]) + Decimal(work["generation_cost"]) == Decimal(work["cost"]) > 0
 
 
 async def run_many(gateway: Gateway) -> list[str]:

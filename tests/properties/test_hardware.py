@@ -1,5 +1,6 @@
 """A machine's cost is spread without a rest, whatever it costs, draws and does; and explained without a rest."""
 
+from dataclasses import replace
 from datetime import timedelta
 from fractions import Fraction
 from itertools import pairwise
@@ -90,13 +91,8 @@ def test_shares_and_idle_time_are_the_machines_cost(seed: int) -> None:
     did = [(random.choice("abc"), random.choice(spans), random.choice(spans)) for _ in range(random.randint(0, 6))]
     until = random.choice((1, HOUR_US // 7, HOUR_US))
     end = Instant(NOON + until)
-    cost = hour_cost(
-        all_of,
-        "box",
-        NOON,
-        end,
-        [work(each, prompt, generation, f"m{number}") for number, (each, prompt, generation) in enumerate(did)],
-    )
+    works = [work(each, prompt, generation, f"m{number}") for number, (each, prompt, generation) in enumerate(did)]
+    cost = hour_cost(all_of, "box", NOON, end, works)
     given_out = sum(each.prompt + each.generation for each in cost.shares.values())
     assert cost.total == given_out + cost.idle
     assert min([cost.idle, *(min(each.prompt, each.generation) for each in cost.shares.values())]) >= 0
@@ -119,6 +115,7 @@ def test_shares_and_idle_time_are_the_machines_cost(seed: int) -> None:
             kwh = Fraction(all_of.kwh_price("box", Instant(since)) * (to - since), 10**6 * HOUR_US)
             least, most = least + min(powers) * kwh, most + max(powers) * kwh
     assert cost.idle_us + cost.busy_us == there
+    assert hour_cost(replace(all_of, tariffs={}), "box", NOON, end, works).total == capital, "with power for nothing"
     assert capital + least - 20 <= cost.total <= capital + most, "a fraction of a picounit is dropped for each stretch"
 
 
