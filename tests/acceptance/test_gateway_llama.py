@@ -342,26 +342,32 @@ def generated(counted: Counted, at_least: int) -> int:
 
 
 @pytest.mark.parametrize("delivered", [1, 2, 25, 140])
-def test_a_client_that_leaves_a_stream_pays_for_what_the_server_generated(
+def test_a_client_that_leaves_a_stream_pays_for_what_it_was_sent(
     gateway: Gateway, llama: LlamaServer, delivered: int
 ) -> None:
+    """It half-closes and reads on, so that it has all that Weir sent: each of its tokens is billed, and no other.
+
+    What the server generates until it hears of it depends on who gets the processor; that it stops is the next test.
+    """
     counted = Counted(llama)
-    client = Raw(gateway)
-    client.send(request(gateway.key, body(HELLO, stream=True, max_tokens=4_000, ignore_eos=True, **DIRECT)))
-    answer = client.head()
-    seen = b""
-    while seen.count(b'"content":"') < delivered:
-        seen += client.chunk()
-    client.close()
+    with Raw(gateway) as client:
+        client.send(request(gateway.key, body(HELLO, stream=True, max_tokens=4_000, ignore_eos=True, **DIRECT)))
+        answer = client.head()
+        seen = b""
+        while seen.count(b'"content":"') < delivered:
+            seen += client.chunk()
+        client.half_close()
+        framed = client.rest()
     row = gateway.event(answer.id)
     assert (row["outcome"], row["count_source"]) == ("client_closed", "counted")
     assert row["input_tokens"] == 15
+    tokens = row["output_tokens"]
+    assert tokens == (seen + framed).count(b'"content":"') >= delivered
     texts = [json.loads(data[6:]) for data in seen.split(b"\n\n") if data]
     text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in texts)
-    assert llama.model.text_without_end(delivered).startswith(text[:20])
-    server = generated(counted, delivered)
-    assert delivered <= row["output_tokens"] <= server <= row["output_tokens"] + BATCH_TOKENS_MAX
-    assert row["amount_pico"] == price(15, row["output_tokens"])
+    assert llama.model.text_without_end(tokens).startswith(text)
+    assert generated(counted, tokens) < 4_000
+    assert row["amount_pico"] == price(15, tokens)
 
 
 def test_the_server_stops_at_once_for_a_client_that_left(gateway: Gateway, llama: LlamaServer) -> None:
