@@ -166,7 +166,13 @@ class Flow(ABC):
         raw = b"".join(self._held)
         self._held = []
         broke_off = not self.is_complete and self._told is None
-        return Settle(self.known_usage(), raw, self._is_error or broke_off, times=self._times)
+        return Settle(
+            self.known_usage(),
+            raw,
+            self._is_error or broke_off,
+            times=self._times,
+            broke_off=broke_off and not self._is_error,
+        )
 
     def known_usage(self) -> Usage | None:
         """Return the usage if the upstream told all of it."""

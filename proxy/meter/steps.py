@@ -20,7 +20,8 @@ class Settle(NamedTuple):
 
     `usage` is what the upstream reported, None if it reported nothing. `is_error`: the upstream said, inside a
     successful response, that it failed. `reported` is the usage object as it stands in `raw`, for `with_cost`. `times`
-    is None where the upstream tells none.
+    is None where the upstream tells none. `broke_off`: the stream ended without an end, and without saying why: that is
+    an error, too, and the client has to be told.
     """
 
     usage: Usage | None
@@ -28,6 +29,7 @@ class Settle(NamedTuple):
     is_error: bool = False
     reported: dict[str, Any] | None = None
     times: Times | None = None
+    broke_off: bool = False
 
 
 class Outputs(NamedTuple):

@@ -223,7 +223,9 @@ class StreamMeter:
             self._keep(kept)
         usage = self.known_usage()
         broke_off = usage is None and not self.is_complete and not self.delivered().finishes
-        return Settle(usage, raw, self._is_error or broke_off, times=self._times)
+        return Settle(
+            usage, raw, self._is_error or broke_off, times=self._times, broke_off=broke_off and not self._is_error
+        )
 
     def known_usage(self) -> Usage | None:
         """Return the usage so far if the upstream told it: at the end, or with each event.

@@ -26,7 +26,7 @@ from proxy.relay.catalog import Server
 from proxy.relay.client import Client
 from proxy.relay.counting import Claim, Cut
 from proxy.relay.holding import Holding
-from proxy.relay.lifecycle import Phase
+from proxy.relay.lifecycle import MESSAGES, Phase
 from proxy.relay.refusals import Refusal
 from proxy.relay.services import Services
 from proxy.relay.shapes import error_body, error_event
@@ -39,6 +39,7 @@ _SIZES_MAX = 2_048
 _SIZES = [b"%x\r\n" % size for size in range(_SIZES_MAX)]
 """The lines that begin chunks of usual sizes: to write one anew takes as long as to look at the event."""
 
+_BROKE_OFF = Refusal("upstream_error", MESSAGES["upstream_error"])
 _UNRECORDED = Refusal("recording_unavailable", "the usage of this request could not be recorded; it is not billed")
 
 
@@ -118,6 +119,8 @@ class Settlement:
         """The answer is complete: record its usage, then send its last bytes."""
         self._phase = Phase.SETTLING
         self._settled = settled
+        if settled.broke_off and self._head_sent:
+            self._refusal = _BROKE_OFF
         if settled.is_error and self._forwarded.gathers and self._meter is not None:
             # Nothing was delivered, whatever was generated.
             self._services.upstream_errors[502] += 1
@@ -291,6 +294,8 @@ class Settlement:
             return
         if refusal is not None:
             last = error_event(refusal, self._path)
+            if refusal is _BROKE_OFF and self._settled is not None and self._settled.raw:
+                last = self._settled.raw + b"\n\n" + last  # an event that was cut short of its end
         else:
             last = self._settled.raw if self._settled is not None else b""
         framed = self._framed(last) if last else b""
@@ -312,7 +317,7 @@ class Settlement:
         self._release(tokens=0)
         self._phase = Phase.DELIVERED
         if self._head_sent:
-            self._close_stream(None)
+            self._close_stream(self._refusal)
         elif self._has_client:
             self._send_whole(self._answer_status, self._answer_headers, raw)
 
