@@ -210,7 +210,16 @@ ODD: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize(("path", "content"), ODD.values(), ids=ODD.keys())
+IN_FAST_SUITE: Final = {"digits", "token ids", "eight outputs, streamed", "a tool"}
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        pytest.param(*each, id=name, marks=() if name in IN_FAST_SUITE else pytest.mark.slow)
+        for name, each in ODD.items()
+    ],
+)
 def test_a_real_server_is_never_accused(real: Gateway, llama: LlamaServer, path: str, content: dict[str, Any]) -> None:
     """Whatever is odd about a request, what llama.cpp counted is billed, and nothing is marked."""
     counted = Counted(llama)

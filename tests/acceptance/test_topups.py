@@ -19,6 +19,7 @@ from billing.stripe_sync import autotopup
 from billing.stripe_sync import topups as paying
 from billing.stripe_sync.minor_units import to_pico
 from tests.stripe_hooks import Hooked, hooked_on
+from tests.support.examples import examples
 
 USD = "usd"
 
@@ -283,7 +284,7 @@ def test_another_currency_than_the_credits_is_refused_and_said(hooked: Hooked) -
     assert kinds(hooked, acme) == ["grant"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(8, 80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_order_and_number_of_deliveries_comes_to_the_same(hooked: Hooked, data: st.DataObject) -> None:
     """A life of a payment, its webhooks dropped, doubled and shuffled: the credit is what Stripe holds for us."""

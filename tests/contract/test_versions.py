@@ -146,6 +146,7 @@ def test_every_change_is_seen_by_gateways_and_logged(database: Database) -> None
         "image_input": None,
         "audio_input": None,
         "request": "0.5",
+        "reason": None,
         "currency": "usd",
         "effective_from": "2026-03-01T00:00:00Z",
     }

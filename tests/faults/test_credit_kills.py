@@ -26,7 +26,7 @@ from tests.credit_bench import CreditBench, credit_bench
 from tests.support.postgres import PostgresServer
 
 WORKERS = 3
-GRANT = 400_000
+GRANT = 200_000
 LIMIT_S = 90
 LEAST = 310 + 10
 """What the dearest smallest request needs: with less than this a client may be refused."""
@@ -194,7 +194,7 @@ def test_workers_that_are_killed_and_stopped_never_overspend(bench: CreditBench,
     try:
         for _ in range(WORKERS):
             workers.start()
-        for _ in range(8):
+        for _ in range(4):
             time.sleep(workers.random.random() / 4)
             workers.kill() if workers.random.random() < 0.7 else workers.pause(workers.random.random() / 4)
         workers.finish()
@@ -203,6 +203,7 @@ def test_workers_that_are_killed_and_stopped_never_overspend(bench: CreditBench,
         workers.end()
 
 
+@pytest.mark.slow
 def test_a_killed_postgresql_loses_no_credit_and_gives_none_away(tmp_path: Path) -> None:
     """Workers go on with what they have leased, wait for what they have not, and record each request once."""
     seed = int.from_bytes(os.urandom(4))

@@ -37,7 +37,9 @@ def until(is_true: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [pytest.param(moment, marks=() if at == 1 else pytest.mark.slow) for at, moment in enumerate(MOMENTS)]
+)
 def test_a_killed_repair_mends_once(live: Bench, tmp_path: Path, moment: str) -> None:
     """Two of three customers' events were lost a day ago: whenever it dies, each is sent again once."""
     ids = [live.add(f"customer {number}").id for number in range(3)]

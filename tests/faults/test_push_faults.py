@@ -345,6 +345,7 @@ def _push_again(command: list[str], live: Bench, folder: Path) -> bool:
     return done.returncode == 0
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_of_many_pushes_loses_and_doubles_nothing(live: Bench, tmp_path: Path) -> None:
     """Processes that are killed after ever more requests, between commits and requests alike."""
     ids = [live.add(f"customer {number}").id for number in range(4)]
