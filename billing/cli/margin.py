@@ -12,7 +12,7 @@ from billing import ids
 from billing.cli import rate_card
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
-from billing.cli.scenario import explaining, names_of, scope_of
+from billing.cli.scenario import explaining, names_of, prices_of, scope_of, stating
 from billing.cli.unit_prices import UNIT_COLUMNS, fields_of, rounded_units, unit_rows
 from billing.clock import Instant, instant_text, parse_instant
 from billing.errors import NotFoundError
@@ -24,6 +24,7 @@ from billing.pricing.book import PriceBook
 from billing.pricing.margins import MarginRule, Reason, Scope, parse_margin
 from billing.pricing.quote import UNITS
 from billing.pricing.rates import Standing, next_start, standing, version_at
+from billing.pricing.stated import text_of
 
 PRICES_SHOWN_MAX = 20
 """Models whose new prices `set` and `remove` show."""
@@ -34,6 +35,8 @@ RULE_COLUMNS = (
     "plan",
     "customer",
     "margin",
+    "fixed",
+    "minimum",
     "floor",
     "effective_from",
     "effective_until",
@@ -50,12 +53,13 @@ def margin() -> None:
 
 
 @margin.command("set", context_settings={"ignore_unknown_options": True})
-@click.argument("margin_text", metavar="MARGIN")
+@click.argument("margin_text", metavar="[MARGIN]", required=False)
 @click.option("--model", metavar="MODEL", help="Only for this model.")
 @click.option("--plan", metavar="NAME|ID", help="Only for the customers of this plan.")
 @click.option("--customer", metavar="NAME|ID", help="Only for this customer.")
 @click.option("--from", "from_text", metavar="INSTANT", default="now", help="When it begins.  [default: now]")
 @click.option("--floor", "floor_text", metavar="MARGIN", help="The least margin of all under it, by whatever rule.")
+@stating
 @click.option("--allow-loss", is_flag=True, help="Take a margin that sells below cost, such as -10%.")
 @click.option("--backdate", is_flag=True, help="Let --from lie in the past; history keeps its prices.")
 @click.option("--force", is_flag=True, help="Take a price above 11 times the cost.")
@@ -64,13 +68,15 @@ def margin() -> None:
 @pass_session
 def set_margin(
     session: Session,
-    margin_text: str,
+    margin_text: str | None,
     *,
     model: str | None,
     plan: str | None,
     customer: str | None,
     from_text: str,
     floor_text: str | None,
+    fixed: tuple[str, ...],
+    minimum: tuple[str, ...],
     allow_loss: bool,
     backdate: bool,
     force: bool,
@@ -78,13 +84,18 @@ def set_margin(
     actor: str | None,
     form: str,
 ) -> None:
-    """Set the MARGIN: 30% on the cost, or margin:40% of the price.
+    """Set the MARGIN: 30% on the cost, or margin:40% of the price; or fixed prices, with or without one.
+
+    --fixed output=0.10 takes the place of cost and margin for that unit, and for parts of it that have no fixed price
+    of their own (cached, image and audio input, reasoning); the rest follows MARGIN, which may be left out where input
+    and output are fixed. --minimum, like --floor, holds for all under the rule, whatever a more specific one says.
 
     It holds from now on, or from an instant to come. The most specific rule wins: customer and model, then
     customer, then plan and model, then plan, then model, then all. History keeps its prices: also a margin that
     is backdated prices only what is not recorded yet.
     """
-    chosen = parse_margin(margin_text, allow_loss=allow_loss, force=force)
+    prices = prices_of(fixed, "--fixed", force=force)
+    chosen = publish.read_margin(margin_text, prices, allow_loss=allow_loss, force=force)
     with session.database.writing() as conn:
         rule = MarginRule(
             id=ids.new_id("margin"),
@@ -94,6 +105,8 @@ def set_margin(
             effective_from=parse_instant(from_text, session.now),
             recorded_at=session.now,
             floor=None if floor_text is None else parse_margin(floor_text, force=force),
+            fixed=prices,
+            minimum=prices_of(minimum, "--minimum", force=force),
         )
         book, names = _append(session, conn, rule, backdate=backdate, reason=reason, actor=actor)
     _show(session, book, rule, names, form)
@@ -211,6 +224,8 @@ def _row(book: PriceBook, rule: MarginRule, names: Mapping[str, str], at: Instan
         "plan": None if rule.scope.plan_id is None else names[rule.scope.plan_id],
         "plan_id": rule.scope.plan_id,
         "margin": REMOVED if rule.margin is None else str(rule.margin),
+        "fixed": {unit: text_of(unit, price) for unit, price in rule.fixed} or None,
+        "minimum": {unit: text_of(unit, price) for unit, price in rule.minimum} or None,
         "floor": None if rule.floor is None else str(rule.floor),
         "allow_loss": rule.allow_loss,
         "effective_from": instant_text(rule.effective_from),
@@ -231,6 +246,8 @@ def _default_row(book: PriceBook, at: Instant) -> Row:
         "plan": None,
         "plan_id": None,
         "margin": str(book.default_margin),
+        "fixed": None,
+        "minimum": None,
         "floor": None,
         "allow_loss": False,
         "effective_from": None,
@@ -305,7 +322,7 @@ def _reason_row(reason: Reason) -> Row:
     return {
         "verdict": reason.verdict.value,
         "scope": "default" if rule is None else str(rule.scope),
-        "margin": REMOVED if reason.margin is None else str(reason.margin),
+        "margin": str(reason.margin) if rule is None else rule.words,
         "effective_from": None if rule is None else instant_text(rule.effective_from),
         "recorded_at": None if rule is None else instant_text(rule.recorded_at),
         "because": reason.because,

@@ -19,7 +19,7 @@ from billing.ledger import rule_sets, versions
 from billing.ledger.database import Connection
 from billing.ledger.rule_sets import Order
 from billing.money import parse_amount
-from billing.pricing import change, rate_card, scenario
+from billing.pricing import change, publish, rate_card, scenario
 from billing.pricing.book import PriceBook
 from billing.pricing.change import Change, RuleSet, Says
 from billing.pricing.margins import parse_margin
@@ -71,6 +71,8 @@ def export(session: Session, at_text: str, as_of: str | None) -> None:
             says.allow_loss,
             says.floor,
             names[scope.plan_id] if scope.plan_id else None,
+            says.fixed,
+            says.minimum,
         )
         for scope, says in change.rule_set(book, at).items()
     ]
@@ -87,6 +89,7 @@ def export(session: Session, at_text: str, as_of: str | None) -> None:
 @click.option("--plan", "plan_name", metavar="NAME|ID", help="The rule is only for the customers of this plan.")
 @click.option("--customer", metavar="NAME|ID", help="The rule is only for this customer.")
 @click.option("--floor", "floor_text", metavar="MARGIN", help="The rule's floor.")
+@options.stating
 @_AT
 @click.option("--since", metavar="INSTANT", default="-30d", help="History to price.  [default: -30d]")
 @click.option(
@@ -106,6 +109,8 @@ def plan(
     plan_name: str | None,
     customer: str | None,
     floor_text: str | None,
+    fixed: tuple[str, ...],
+    minimum: tuple[str, ...],
     at_text: str,
     since: str,
     warn_above: str,
@@ -120,16 +125,19 @@ def plan(
     """
     limit = _hundredths(warn_above)
     at = parse_instant(at_text, session.now)
-    if (file is None) == (margin_text is None):
-        raise UsageError("name a rate card, or say one rule by --margin; one of both")
+    is_rule = margin_text is not None or bool(fixed)
+    if (file is None) != is_rule:
+        raise UsageError("name a rate card, or say one rule by --margin or --fixed; one of both")
     with session.database.reading() as conn:
         book = _load(session, conn)
         if file is not None:
             wanted = _wanted(conn, _card(file, force=force).margins)
         else:
-            chosen = parse_margin(margin_text or "", allow_loss=allow_loss, force=force)
+            prices = options.prices_of(fixed, "--fixed", force=force)
+            lowest = options.prices_of(minimum, "--minimum", force=force)
+            chosen = publish.read_margin(margin_text, prices, allow_loss=allow_loss, force=force)
             least = None if floor_text is None else parse_margin(floor_text, force=force)
-            one = _wanted(conn, [Entry(chosen, model, customer, allow_loss, least, plan_name)])
+            one = _wanted(conn, [Entry(chosen, model, customer, allow_loss, least, plan_name, prices, lowest)])
             wanted = {**change.rule_set(book, at), **one}
         found = change.changes(book, wanted, at)
         refused = _refused(book, found, at, session.now, backdate=backdate)

@@ -14,6 +14,7 @@ from billing.pricing import publish, rate_card
 from billing.pricing.margins import MarginRule, Scope
 from billing.pricing.plans import stand_in
 from billing.pricing.rate_card import Card, Entry
+from billing.pricing.stated import Stated
 
 CARD_BYTES_MAX = 2**20
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -24,6 +25,27 @@ def explaining(command: _Command) -> _Command:
     actor = click.option("--actor", metavar="NAME", help="Who, for the audit log.  [default: cli:$USER]")
     reason = click.option("--reason", metavar="TEXT", help="Why, for the audit log.")
     return reason(actor(command))
+
+
+def stating(command: _Command) -> _Command:
+    """Add the options that state prices in money; `prices_of` reads them."""
+    for name, text in (
+        ("minimum", "The least price of a unit under the rule, such as input=0.02."),
+        ("fixed", "A price per 1M tokens, such as output=0.10 (request=0.001: per request)."),
+    ):
+        command = click.option(f"--{name}", name, metavar="UNIT=PRICE", multiple=True, help=text)(command)
+    return command
+
+
+def prices_of(pairs: tuple[str, ...], option: str, *, force: bool) -> Stated:
+    """Read what `stating` was given. Raises UsageError, RefusedError, InvalidAmountError."""
+    given: dict[str, str] = {}
+    for pair in pairs:
+        unit, sign, price = pair.partition("=")
+        if not sign or unit in given:
+            raise UsageError(f"{option} {pair}: write UNIT=PRICE, each unit once, such as output=0.10")
+        given[unit] = price
+    return publish.read_stated(given, option, force=force)
 
 
 def read_card(file: Path, *, force: bool = False) -> Card:
@@ -68,5 +90,7 @@ def rules_of(conn: Connection, entries: Mapping[str, Entry], at: Instant) -> tup
         scope = scope_of(conn, entry.model, entry.customer, entry.plan)
         if scope in rules:
             raise UsageError(f"the rate card has two tables for {entry.subject}; keep one")
-        rules[scope] = MarginRule(rule_id, scope, entry.margin, entry.allow_loss, at, at, entry.floor)
+        rules[scope] = MarginRule(
+            rule_id, scope, entry.margin, entry.allow_loss, at, at, entry.floor, entry.fixed, entry.minimum
+        )
     return tuple(rules.values())

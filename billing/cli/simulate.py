@@ -11,9 +11,8 @@ from billing.clock import parse_instant
 from billing.errors import UsageError
 from billing.ledger import versions
 from billing.ledger.database import Connection
-from billing.pricing import scenario
+from billing.pricing import publish, scenario
 from billing.pricing.book import PriceBook
-from billing.pricing.margins import parse_margin
 from billing.pricing.rate_card import Card, Entry
 from billing.reports import simulation
 from billing.reports.usage import whole_hours
@@ -26,6 +25,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--model", metavar="MODEL", help="The margin is only for this model.")
 @click.option("--plan", metavar="NAME|ID", help="The margin is only for the customers of this plan.")
 @click.option("--customer", metavar="NAME|ID", help="The margin is only for this customer.")
+@options.stating
 @click.option("--file", "card_file", type=_FILE, help="A rate card (`weir margin export`): its rules and no others.")
 @click.option("--cost-file", type=_FILE, help="Other costs: [[cost]] tables with model, input, output, … in TOML.")
 @click.option("--since", metavar="INSTANT", help="Usage from this instant on, such as -30d.  [default: all]")
@@ -42,6 +42,8 @@ def simulate(
     model: str | None,
     plan: str | None,
     customer: str | None,
+    fixed: tuple[str, ...],
+    minimum: tuple[str, ...],
     card_file: Path | None,
     cost_file: Path | None,
     since: str | None,
@@ -58,10 +60,11 @@ def simulate(
     hours count. Nothing is changed.
     """
     groups = _groups(by)
-    if margin_text is None and (model or plan or customer):
-        raise UsageError("--model, --plan and --customer say whom --margin is for; give it, too")
-    if margin_text is not None and card_file is not None:
-        raise UsageError("--margin and --file both say the margins; give one")
+    is_rule = margin_text is not None or bool(fixed)
+    if not is_rule and (model or plan or customer or minimum):
+        raise UsageError("--model, --plan, --customer and --minimum are of the rule that --margin says; give it, too")
+    if is_rule and card_file is not None:
+        raise UsageError("--margin (or --fixed) and --file both say the margins; give one")
     card = Card() if card_file is None else options.read_card(card_file, force=force)
     costs = card.costs if cost_file is None else options.read_card(cost_file, force=force).costs
     if cost_file is not None and not costs:
@@ -69,9 +72,11 @@ def simulate(
     first, last = (None if text is None else parse_instant(text, session.now) for text in (since, until))
     with session.database.reading() as conn:
         book = _book(session, conn)
-        if margin_text is not None:
-            chosen = parse_margin(margin_text, allow_loss=allow_loss, force=force)
-            entry = Entry(chosen, model, customer, allow_loss, plan=plan)
+        if is_rule:
+            prices = options.prices_of(fixed, "--fixed", force=force)
+            least = options.prices_of(minimum, "--minimum", force=force)
+            chosen = publish.read_margin(margin_text, prices, allow_loss=allow_loss, force=force)
+            entry = Entry(chosen, model, customer, allow_loss, None, plan, prices, least)
             rules = options.rules_of(conn, {"simulated": entry}, session.now)
             book = scenario.with_margins(book, rules, is_complete=False)
         elif card_file is not None:

@@ -40,7 +40,12 @@ def fields_of(prices: UnitPrices) -> dict[str, str]:
 
 def rounded_units(quote: Quote, margin: Margin) -> list[str]:
     """Name the units whose price was rounded when it was published."""
-    return [unit for unit, cost, _ in quote.units() if not margins.is_exact(cost, margin)]
+    by_margin = margins.apply_to_all(quote.cost, margin)
+    return [
+        unit
+        for unit, cost, price in quote.units()
+        if price == getattr(by_margin, unit) and not margins.is_exact(cost, margin)
+    ]
 
 
 def unit_rows(quote: Quote, margin: Margin) -> list[Row]:

@@ -162,6 +162,8 @@ plan_assignments = Table(
     sqlite_strict=True,
 )
 
+_UNITS = ("input", "cached_input", "output", "reasoning", "request", "image_input", "audio_input")
+
 margin_rules = Table(
     "margin_rules",
     metadata,
@@ -176,6 +178,7 @@ margin_rules = Table(
     Column("floor_kind", Text),
     Column("floor_ppm", BIG),
     Column("plan_id", ID),
+    *(Column(f"{name}_{unit}_pico", BIG) for name in ("fixed", "minimum") for unit in _UNITS),
     CheckConstraint("kind IN ('markup', 'margin', 'none')", name="known_kind"),
     CheckConstraint("floor_kind IN ('markup', 'margin')", name="known_floor"),
     sqlite_strict=True,

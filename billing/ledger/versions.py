@@ -22,6 +22,7 @@ from billing.pricing.margins import Margin, MarginKind, MarginRule, Scope, parse
 from billing.pricing.plans import Assignment
 from billing.pricing.quote import UNITS, Quote, UnitPrices
 from billing.pricing.rates import CostRate, version_at
+from billing.pricing.stated import Stated, stated, words
 
 _NO_MARGIN = "none"
 _QUOTE_FIELDS = ("ref", "model", "cost_rate_id", "margin_rule_id", "margin", "currency")
@@ -112,7 +113,7 @@ def append_margin_rule(
 def check_rule(book: PriceBook, rule: MarginRule) -> None:
     """Refuse a rule that makes impossible prices in the book that holds it. Raises RefusedError."""
     publish.check_prices(book, publish.affected_by_rule(book, rule.scope), rule.effective_from)
-    if rule.floor is not None:
+    if rule.floor is not None or rule.minimum:
         publish.check_prices(book, publish.affected_by_floor(book, rule.scope), rule.effective_from)
 
 
@@ -126,6 +127,8 @@ def insert_margin_rule(conn: sa.Connection, rule: MarginRule, *, actor: str, rea
         "plan_id": rule.scope.plan_id,
         "margin": None if rule.margin is None else str(rule.margin),
         "floor": None if rule.floor is None else str(rule.floor),
+        "fixed": words(rule.fixed) or None,
+        "minimum": words(rule.minimum) or None,
         "allow_loss": rule.allow_loss,
         "effective_from": instant_text(rule.effective_from),
         "reason": reason,
@@ -228,7 +231,14 @@ def _margin_rule(row: sa.Row[Any]) -> MarginRule:
         effective_from=row.effective_from,
         recorded_at=row.recorded_at,
         floor=None if row.floor_kind is None else Margin(MarginKind(row.floor_kind), row.floor_ppm),
+        fixed=_stated(row, "fixed"),
+        minimum=_stated(row, "minimum"),
     )
+
+
+def _stated(row: sa.Row[Any], name: str) -> Stated:
+    values = {unit: getattr(row, f"{name}_{unit}_pico") for unit in UNITS}
+    return stated({unit: value for unit, value in values.items() if value is not None})
 
 
 def _margin_row(rule: MarginRule) -> dict[str, Any]:
@@ -244,4 +254,6 @@ def _margin_row(rule: MarginRule) -> dict[str, Any]:
         "recorded_at": rule.recorded_at,
         "floor_kind": None if rule.floor is None else rule.floor.kind.value,
         "floor_ppm": None if rule.floor is None else rule.floor.share_ppm,
+        **{f"fixed_{unit}_pico": dict(rule.fixed).get(unit) for unit in UNITS},
+        **{f"minimum_{unit}_pico": dict(rule.minimum).get(unit) for unit in UNITS},
     }

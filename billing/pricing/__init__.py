@@ -1,6 +1,7 @@
 """Pure pricing: dated cost rates and margin rules become a quote, and a quote turns usage into money.
 
     rates      effective-dated versions and the one lookup, `version_at`
+    stated     prices in money: fixed ones, and minimums
     margins    "30%", "margin:40%"; scopes; which rule wins, and why
     quote      unit prices, what a request costs and what it earns
     book       PriceBook: an immutable snapshot of all rates and rules; `quote(model, customer, at)`

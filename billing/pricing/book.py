@@ -15,7 +15,7 @@ from typing import TypeVar
 from billing.clock import Instant
 from billing.limits import QUOTE_CACHE_ENTRIES_MAX
 from billing.pricing import margins
-from billing.pricing.margins import Buyer, Margin, MarginRule, Reason, Scope
+from billing.pricing.margins import Buyer, Decision, Margin, MarginRule, Reason, Scope
 from billing.pricing.plans import Assignment, plan_of_stand_in, stand_in
 from billing.pricing.quote import Quote
 from billing.pricing.rates import CostRate, in_order, next_start, version_at
@@ -81,15 +81,16 @@ class PriceBook:
         rate = self.cost_rate(model, at)
         if rate is None:
             return None
-        rule, margin = self._decided(model, customer_id, at)
+        decided = self._decided(model, customer_id, at)
+        price, words = decided.price(rate.unit_prices)
         return Quote.of(
             model=model,
             currency=self.currency,
             cost_rate_id=rate.id,
-            margin_rule_id=rule.id if rule is not None else None,
-            margin=str(margin),
+            margin_rule_id=decided.rule.id if decided.rule is not None else None,
+            margin=words,
             cost=rate.unit_prices,
-            price=margins.apply_to_all(rate.unit_prices, margin),
+            price=price,
         )
 
     def cost_rate(self, model: str, at: Instant) -> CostRate | None:
@@ -112,21 +113,15 @@ class PriceBook:
 
     def margin(self, model: str, customer_id: str | None, at: Instant) -> Margin:
         """Return the margin that holds at an instant."""
-        return self._decided(model, customer_id, at)[1]
+        return self._decided(model, customer_id, at).margin
 
     def floor(self, model: str, customer_id: str | None, at: Instant) -> MarginRule | None:
         """Return the rule whose floor raises the price at an instant; None if the winner's own margin is no lower."""
-        decided = self._decided(model, customer_id, at)[0]
+        decided = self._decided(model, customer_id, at).rule
         return decided if decided is not self.winner(model, customer_id, at) else None
 
-    def _decided(self, model: str, customer_id: str | None, at: Instant) -> tuple[MarginRule | None, Margin]:
-        """Return the rule that decides (None: the default), which is the winner or that of a higher floor."""
-        rule = self.winner(model, customer_id, at)
-        margin = self.default_margin if rule is None or rule.margin is None else rule.margin
-        lifting = margins.highest_floor(self._rules, model, self.buyer(customer_id, at), at)
-        if lifting is not None and lifting.floor is not None and margin.is_below(lifting.floor):
-            return lifting, lifting.floor
-        return rule, margin
+    def _decided(self, model: str, customer_id: str | None, at: Instant) -> Decision:
+        return margins.decide(self._rules, self.default_margin, model, self.buyer(customer_id, at), at)
 
     def is_priced(self, model: str, customer_id: str | None, at: Instant) -> bool:
         """Tell whether the model may be sold to the customer at an instant."""

@@ -14,19 +14,22 @@ from billing.clock import Instant
 from billing.pricing.book import PriceBook
 from billing.pricing.margins import Margin, MarginRule, Scope
 from billing.pricing.rates import version_at
+from billing.pricing.stated import Stated, joined
 
 
 @dataclass(frozen=True, slots=True)
 class Says:
-    """What a scope says: its margin, its floor, and whether a loss is meant."""
+    """What a scope says: its margin, its floor, whether a loss is meant, and prices in money."""
 
     margin: Margin
     floor: Margin | None = None
     allow_loss: bool = False
+    fixed: Stated = ()
+    minimum: Stated = ()
 
     def __str__(self) -> str:
-        """Write it in a line: "30%, floor 10%"."""
-        parts = [str(self.margin)]
+        """Write it in a line: "30%, fixed output 0.1000, floor 10%"."""
+        parts = [str(self.margin) + joined([("fixed", self.fixed), ("minimum", self.minimum)])]
         parts += [f"floor {self.floor}"] if self.floor is not None else []
         parts += ["loss allowed"] if self.allow_loss else []
         return ", ".join(parts)
@@ -66,6 +69,8 @@ class Change:
             effective_from=self.effective_from,
             recorded_at=recorded_at,
             floor=None if says is None else says.floor,
+            fixed=() if says is None else says.fixed,
+            minimum=() if says is None else says.minimum,
         )
 
 
@@ -73,7 +78,7 @@ def said(rule: MarginRule | None) -> Says | None:
     """Return what a version says; None for none, and for the end of a rule."""
     if rule is None or rule.margin is None:
         return None
-    return Says(rule.margin, rule.floor, rule.allow_loss)
+    return Says(rule.margin, rule.floor, rule.allow_loss, rule.fixed, rule.minimum)
 
 
 def rule_set(book: PriceBook, at: Instant) -> dict[Scope, Says]:

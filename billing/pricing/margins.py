@@ -4,7 +4,7 @@ A margin is a markup on the cost ("30%") or a share of the price ("margin:40%"),
 The most specific scope with a rule in force wins; within a scope `rates.version_at` decides. A rule without
 a margin, made by `margin remove`, makes its scope silent from its instant on. While no scope speaks, the
 default margin of the configuration holds. A rule may have a floor: then nothing under its scope is sold at a lower
-margin, by whatever rule.
+margin, by whatever rule. It may state prices in money, fixed ones and minimums (`pricing.stated`).
 
 A new scope is one field of `Scope` and one line of `scopes_for`; nothing else knows the order.
 """
@@ -21,6 +21,7 @@ from billing.limits import MARGIN_PPM_MAX, MARKUP_PPM_UNUSUAL
 from billing.money import Pico, PicoPerToken, publish_rate
 from billing.pricing.quote import UnitPrices
 from billing.pricing.rates import Standing, standing, version_at
+from billing.pricing.stated import Stated, at_least, differing, joined, with_fixed, with_minimum, words
 
 PPM = 1_000_000
 _PPM_PER_PERCENT = 10_000
@@ -93,7 +94,8 @@ class Scope:
 class MarginRule:
     """A dated margin of one scope; `margin` None: from here on the scope has none.
 
-    `floor` is the least margin of all that falls under the scope, whatever a more specific rule says.
+    `floor` is the least margin of all that falls under the scope, whatever a more specific rule says, and `minimum` the
+    least prices. `fixed` are the prices of this rule that follow no margin.
     """
 
     id: str
@@ -103,6 +105,13 @@ class MarginRule:
     effective_from: Instant
     recorded_at: Instant
     floor: Margin | None = None
+    fixed: Stated = ()
+    minimum: Stated = ()
+
+    @property
+    def words(self) -> str:
+        """What it asks for those under it: "30%", "30%, fixed output 0.1000"; "none" for the end of a rule."""
+        return "none" if self.margin is None else f"{self.margin}{joined([('fixed', self.fixed)])}"
 
 
 RulesByScope = Mapping[Scope, tuple[MarginRule, ...]]
@@ -218,6 +227,51 @@ def highest_floor(rules: RulesByScope, model: str, buyer: Buyer, at: Instant) ->
     return found
 
 
+def in_force(rules: RulesByScope, model: str, buyer: Buyer, at: Instant) -> list[MarginRule]:
+    """Return the rules in force that a request falls under, the most specific first."""
+    found = (version_at(rules.get(scope, ()), at) for scope in scopes_for(model, buyer))
+    return [rule for rule in found if rule is not None and rule.margin is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What decides a price: the rule (None: the default margin), its margin, and what raises the prices it makes."""
+
+    rule: MarginRule | None
+    margin: Margin
+    fixed: Stated
+    floor: Margin | None
+    minimums: tuple[Stated, ...]
+
+    def price(self, cost: UnitPrices) -> tuple[UnitPrices, str]:
+        """Return the published prices, and in words what made them: "30%", "0%, fixed output 0.1000"."""
+        stated = with_fixed(apply_to_all(cost, self.margin), self.fixed)
+        lifted = stated if self.floor is None else at_least(stated, apply_to_all(cost, self.floor))
+        price = lifted
+        for minimum in self.minimums:
+            price = with_minimum(price, minimum)
+        by_floor = joined([(f"floor {self.floor}", differing(stated, lifted))])
+        return price, f"{self.margin}{joined([('fixed', self.fixed)])}{by_floor}" + joined(
+            [("minimum", differing(lifted, price))]
+        )
+
+
+def decide(rules: RulesByScope, default_margin: Margin, model: str, buyer: Buyer, at: Instant) -> Decision:
+    """Return what decides a price at an instant. A floor above the margin decides in its place.
+
+    Where prices are fixed, the floor can not: then it raises each unit that would be below it.
+    """
+    rule = winner(rules, model, buyer, at)
+    margin = default_margin if rule is None or rule.margin is None else rule.margin
+    fixed = () if rule is None else rule.fixed
+    minimums = tuple(each.minimum for each in in_force(rules, model, buyer, at) if each.minimum)
+    lifting = highest_floor(rules, model, buyer, at)
+    least = None if lifting is None else lifting.floor
+    if fixed or least is None or not margin.is_below(least):
+        return Decision(rule, margin, fixed, least if fixed else None, minimums)
+    return Decision(lifting, least, (), None, minimums)
+
+
 class Verdict(StrEnum):
     """What became of a rule."""
 
@@ -242,7 +296,9 @@ def explain(rules: RulesByScope, default_margin: Margin, model: str, buyer: Buye
     """Return every rule that could apply: most specific scope first, newest first in it, the default last."""
     won = winner(rules, model, buyer, at)
     margin = default_margin if won is None or won.margin is None else won.margin
-    lifted = _lifted(margin, highest_floor(rules, model, buyer, at))
+    is_fixed = won is not None and bool(won.fixed)
+    lifted = _lifted(margin, highest_floor(rules, model, buyer, at), is_fixed=is_fixed)
+    lifted += _held_up(in_force(rules, model, buyer, at))
     reasons = [
         _reason(rules[scope], rule, won, at, lifted)
         for scope in scopes_for(model, buyer)
@@ -255,11 +311,20 @@ def explain(rules: RulesByScope, default_margin: Margin, model: str, buyer: Buye
     return (*reasons, default)
 
 
-def _lifted(margin: Margin, floor: MarginRule | None) -> str:
-    """Say, if a floor makes the price higher than the rule that wins, which one."""
-    if floor is None or floor.floor is None or not margin.is_below(floor.floor):
+def _lifted(margin: Margin, floor: MarginRule | None, *, is_fixed: bool) -> str:
+    """Say, if a floor makes the price higher than the rule that wins (or may, where prices are fixed), which one."""
+    if floor is None or floor.floor is None:
+        return ""
+    if is_fixed:
+        return f"; no unit below the floor {floor.floor} of {floor.id} ({floor.scope})"
+    if not margin.is_below(floor.floor):
         return ""
     return f"; raised to the floor {floor.floor} of {floor.id} ({floor.scope})"
+
+
+def _held_up(rules: list[MarginRule]) -> str:
+    """Name the minimums that hold."""
+    return "".join(f"; at least {words(rule.minimum)} by {rule.id} ({rule.scope})" for rule in rules if rule.minimum)
 
 
 def _reason(

@@ -5,7 +5,7 @@ the past unasked, nothing is sold below cost unless that was said. They judge va
 will be, so that a new kind of rule is judged without a line being added here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from billing.clock import Instant, instant_text
 from billing.errors import InvalidAmountError, RefusedError, UsageError
@@ -26,8 +26,12 @@ from billing.money import (
     rate_text,
 )
 from billing.pricing.book import PriceBook
-from billing.pricing.margins import Scope
+from billing.pricing.margins import Margin, MarginKind, Scope, parse_margin
 from billing.pricing.plans import stand_in
+from billing.pricing.quote import UNITS
+from billing.pricing.stated import REQUEST, Stated, stated
+
+AT_COST = Margin(MarginKind.MARKUP, 0)
 
 Pair = tuple[str, str | None]
 """A model, and a customer (None: one without rules of its own)."""
@@ -85,6 +89,33 @@ def read_fee(text: str, option: str) -> Pico:
         most = amount_number(Pico(REQUEST_FEE_PICO_MAX))
         raise RefusedError(f"{option} {text} is above the dearest request, {most}")
     return fee
+
+
+def read_stated(prices: Mapping[str, str], option: str, *, force: bool) -> Stated:
+    """Read prices by unit, as `read_rate` and `read_fee` do. Raises UsageError for what has no price."""
+    for unit in prices:
+        if unit not in UNITS:
+            raise UsageError(f"{option} {unit}: there is no such unit; choose among {', '.join(UNITS)}")
+    return stated(
+        {
+            unit: read_fee(text, f"{option} {unit}")
+            if unit == REQUEST
+            else read_rate(text, f"{option} {unit}", force=force)
+            for unit, text in prices.items()
+        }
+    )
+
+
+def read_margin(text: str | None, fixed: Stated, *, allow_loss: bool, force: bool) -> Margin:
+    """Read a rule's margin; it may be left out (and is 0 %) where input and output have fixed prices.
+
+    Then only a fee per request can be left to it, which is sold at cost. Raises what `parse_margin` does.
+    """
+    if text is not None:
+        return parse_margin(text, allow_loss=allow_loss, force=force)
+    if not {"input", "output"} <= dict(fixed).keys():
+        raise UsageError("say a margin, such as 30%, or fix the prices of both input and output")
+    return AT_COST
 
 
 def check_model_name(model: str) -> None:

@@ -8,6 +8,8 @@
     customer = "acme"
     model = "qwen3.5-9b"
     margin = "margin:40%"
+    fixed = { output = "0.10" }   # a price per 1M tokens, whatever the cost is; the rest follows the margin
+    minimum = { input = "0.02" }  # nothing under this rule is sold for less
 
     [[cost]]                      # only for `weir simulate`
     model = "qwen3.5-9b"
@@ -28,8 +30,9 @@ from billing.errors import UsageError
 from billing.pricing import publish
 from billing.pricing.margins import Margin, parse_margin
 from billing.pricing.rates import CostRate
+from billing.pricing.stated import Stated, text_of
 
-MARGIN_KEYS = ("model", "plan", "customer", "margin", "floor", "allow_loss")
+MARGIN_KEYS = ("model", "plan", "customer", "margin", "fixed", "minimum", "floor", "allow_loss")
 COST_KEYS = ("model", "input", "cached_input", "image_input", "audio_input", "output", "reasoning", "request")
 TABLES = ("margin", "cost")
 
@@ -44,6 +47,8 @@ class Entry:
     allow_loss: bool = False
     floor: Margin | None = None
     plan: str | None = None
+    fixed: Stated = ()
+    minimum: Stated = ()
 
     @property
     def subject(self) -> str:
@@ -87,6 +92,9 @@ def render(entries: Iterable[Entry], header: str) -> str:
         ]
         lines.append(f"margin = {_quoted(str(entry.margin))}")
         lines += [f"floor = {_quoted(str(entry.floor))}"] if entry.floor is not None else []
+        for name, prices in (("fixed", entry.fixed), ("minimum", entry.minimum)):
+            pairs = ", ".join(f"{unit} = {_quoted(text_of(unit, price))}" for unit, price in prices)
+            lines += [f"{name} = {{ {pairs} }}"] if prices else []
         lines += ["allow_loss = true"] if entry.allow_loss else []
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
@@ -131,23 +139,34 @@ def _text(table: Mapping[str, object], key: str, where: str) -> str | None:
     return value
 
 
+def _texts(table: Mapping[str, object], key: str, where: str) -> dict[str, str]:
+    """Return a table of texts, empty where there is none."""
+    given = table.get(key, {})
+    if not isinstance(given, dict):
+        raise UsageError(f'{where}: write {key} = {{ output = "0.10" }}')
+    return {unit: value for unit in given if (value := _text(given, unit, f"{where}: {key}")) is not None}
+
+
 def _entry(table: Mapping[str, object], where: str, *, force: bool) -> Entry:
     _refuse_unknown(where, table, MARGIN_KEYS)
     margin, model = _text(table, "margin", where), _text(table, "model", where)
     allow_loss = table.get("allow_loss", False)
-    if margin is None:
+    fixed, minimum = (
+        publish.read_stated(_texts(table, key, where), f"{where}: {key}", force=force) for key in ("fixed", "minimum")
+    )
+    if margin is None and not fixed:
         raise UsageError(f'{where} says no margin, such as margin = "30%"')
     if not isinstance(allow_loss, bool):
         raise UsageError(f"{where}: allow_loss is true or false")
     if model is not None:
         publish.check_model_name(model)
-    chosen = parse_margin(margin, allow_loss=allow_loss, force=force)
+    chosen = publish.read_margin(margin, fixed, allow_loss=allow_loss, force=force)
     floor = _text(table, "floor", where)
     least = None if floor is None else parse_margin(floor, force=force)
     customer, plan = _text(table, "customer", where), _text(table, "plan", where)
     if customer is not None and plan is not None:
         raise UsageError(f"{where} names a customer and a plan; a rule is for one of them")
-    return Entry(chosen, model, customer, allow_loss, least, plan)
+    return Entry(chosen, model, customer, allow_loss, least, plan, fixed, minimum)
 
 
 def _cost(table: Mapping[str, object], where: str, *, force: bool) -> CostRate:
