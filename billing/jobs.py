@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from billing import clock
+from billing import clock, settling
 from billing.clock import DAY_US, SECOND_US, Clock
 from billing.config import Config
 from billing.drain import adopt
@@ -42,6 +42,7 @@ DUNNING_INTERVAL_MS = 60_000
 TOPUPS_INTERVAL_MS = 5_000
 PARTITIONS_INTERVAL_MS = 24 * 3_600_000
 CREDIT_INTERVAL_MS = 30_000
+TERMS_INTERVAL_MS = 60_000
 NOTIFY_INTERVAL_MS = 2_000
 RECONCILE_INTERVAL_MS = 60_000
 """How often it is asked whether a day has passed since the last comparison, and what that one left unexplained."""
@@ -63,6 +64,7 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _PARTITIONS_JOB = "partitions"
 _CREDIT_JOB = "credit"
+TERMS_JOB = "terms"
 _NOTIFY_JOB = "notify"
 
 
@@ -155,6 +157,7 @@ class Jobs:
         recovery = Recovery(self._database, os.getpid() % SHARDS, self._now)
         jobs.append(Job("recovery", RECOVERY_INTERVAL_MS, recovery.run, threading.Event()))
         jobs.append(Job("spool", SPOOL_INTERVAL_MS, self._adopt_spools, threading.Event()))
+        jobs.append(Job(TERMS_JOB, TERMS_INTERVAL_MS, self._settle_terms, threading.Event()))
         jobs.append(Job(_CREDIT_JOB, CREDIT_INTERVAL_MS, self._tidy_credit, threading.Event()))
         if self._config.notify.url:
             jobs.append(Job(_NOTIFY_JOB, NOTIFY_INTERVAL_MS, self._notify, threading.Event()))
@@ -242,6 +245,11 @@ class Jobs:
             for customer_id in found:
                 with self._database.writing() as conn:
                     leases.tidy(conn, customer_id, leases.database_now(conn, self._now))
+
+    def _settle_terms(self) -> None:
+        """Bring usage to what the plans' allowances and tiers make of it."""
+        with self._turn(TERMS_JOB):
+            settling.settle(self._config, self._database, self._now, is_stopped=self._stopping.is_set)
 
     def _adopt_spools(self) -> None:
         """Drain what workers that are gone have left on this host; no election: each spool has one holder."""

@@ -71,6 +71,12 @@ GRANT_PICO_MAX = 10**9 * PICO_PER_MAJOR
 GRANTS_LIVE_MAX = 100
 """Credits of one customer that are neither used up nor expired, as at Stripe; every entry lists them."""
 
+TOKENS_INCLUDED_MAX = 10**15
+"""The most tokens of a period that a plan's terms can speak of; sums of them are far below 63 bits."""
+
+TIERS_MAX = 20
+"""Volume tiers of a plan."""
+
 LEASE_PICO_MAX = 10**6 * PICO_PER_MAJOR
 """The most that one lease holds: its amounts are single columns of 63 bits."""
 

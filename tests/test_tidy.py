@@ -29,7 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "billing.tokens": ("billing.tokens", "billing.errors"),
     "billing.pricing": (
         *("billing.pricing", "billing.money", "billing.usage"),
-        *("billing.limits", "billing.errors", "billing.clock"),
+        *("billing.limits", "billing.errors", "billing.clock", "billing.calendar"),
     ),
     "billing.ledger": (
         *("billing.ledger", "billing.pricing", "billing.money", "billing.usage", "billing.limits"),

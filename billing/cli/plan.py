@@ -2,6 +2,7 @@
 
 import click
 
+from billing.cli import plan_terms
 from billing.cli.app import Session, pass_session
 from billing.cli.output import Row, emit, emit_one, listing
 from billing.cli.scenario import explaining
@@ -12,24 +13,15 @@ from billing.pricing.book import PriceBook
 from billing.pricing.margins import Scope
 from billing.pricing.rates import version_at
 
-COLUMNS = ("id", "name", "customers", "margin", "created_at")
+COLUMNS = (
+    *("id", "name", "customers", "margin", "per", "included_tokens", "included_amount", "tiers"),
+    "created_at",
+)
 
 
 @click.group()
 def plan() -> None:
     """Groups of customers with margins of their own."""
-
-
-@plan.command()
-@click.argument("name")
-@click.option("--actor", metavar="NAME", help="Who, for the audit log.  [default: cli:$USER]")
-@listing
-@pass_session
-def add(session: Session, name: str, *, actor: str | None, form: str) -> None:
-    """Add a plan; `weir margin set 20% --plan NAME` says what its customers pay."""
-    with session.database.writing() as conn:
-        added = plans.add(conn, name, session.now, actor or session.actor)
-    emit_one(form, {"id": added.id, "name": added.name, "created_at": instant_text(added.created_at)})
 
 
 @plan.command("list")
@@ -47,10 +39,12 @@ def list_plans(session: Session, form: str) -> None:
 
 def _row(session: Session, book: PriceBook, each: Plan, customers: int) -> Row:
     rule = version_at(book.versions_of_margin(Scope(plan_id=each.id)), session.now)
+    version = version_at(book.versions_of_terms(each.id), session.now)
     return {
         "id": each.id,
         "name": each.name,
         "customers": customers,
+        **plan_terms.terms_row(None if version is None else version.terms),
         "margin": None if rule is None or rule.margin is None else str(rule.margin),
         "created_at": instant_text(each.created_at),
     }
@@ -91,3 +85,7 @@ def assign(
             "effective_from": instant_text(start),
         },
     )
+
+
+for _command in plan_terms.COMMANDS:
+    plan.add_command(_command)

@@ -23,13 +23,17 @@ import sqlalchemy as sa
 from billing import clock, ids
 from billing.clock import Instant
 from billing.errors import NotFoundError, RefusedError
-from billing.ledger import audit, charges, credit, events, leases, partitions, schema, versions
+from billing.ledger import audit, charges, credit, events, leases, partitions, plan_counts, schema, versions
 from billing.ledger.accounts import Customer, get_customer
 from billing.money import Pico, amount_number
 from billing.pricing import correction
 from billing.pricing.book import PriceBook
 from billing.pricing.correction import Change, Difference, Reprice, Standing
+from billing.pricing.terms import MONEY_ALONE, TERMS
 from billing.usage import Outcome, Usage, UsageEvent
+
+MEANWHILE = "it was corrected meanwhile"
+"""Why an event was not brought to its target: what it comes to now has to be looked at again."""
 
 SHARD = -1
 """Rollup rows of its own, so that no worker that records waits for a long correction."""
@@ -57,6 +61,16 @@ class Prices:
 
     book: PriceBook
     at: Instant | None
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What events shall come to, by id: the amount, and how many corrections each had when that was worked out."""
+
+    nets: Mapping[str, tuple[Pico, int]]
+
+
+Wish = Change | Prices | Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +123,18 @@ class _Facts:
     by_this_run: str | None
     change_of_run: str | None
     paid_by_credit: int
+    changes: list[str]
 
     @property
     def amount(self) -> Pico:
         """What the event comes to now."""
         return Pico(self.event.amount_pico + sum(each.amount_pico for each in self.later))
+
+    @property
+    def is_refunded(self) -> bool:
+        """Whether it was given back as a whole, and does not come to nothing by a plan's terms."""
+        is_given = TERMS not in self.changes or any(change.startswith(MONEY_ALONE) for change in self.changes)
+        return self.event.amount_pico > 0 and self.amount == 0 and is_given
 
 
 def chosen(conn: sa.Connection, choice: Choice, after: str = "", rows_max: int = CHUNK_ROWS) -> list[str]:
@@ -135,7 +156,7 @@ def _bound(instant: Instant) -> str:
     return partitions.bound(clock.to_datetime(instant))
 
 
-def adjust(conn: sa.Connection, event_ids: Sequence[str], order: Order, change: Change | Prices) -> list[Adjusted]:
+def adjust(conn: sa.Connection, event_ids: Sequence[str], order: Order, change: Wish) -> list[Adjusted]:
     """Correct these events and return what became of each, in their order.
 
     Raises NotFoundError for an unknown id, RefusedError if the key was another command's, or if prepaid credit does
@@ -143,7 +164,13 @@ def adjust(conn: sa.Connection, event_ids: Sequence[str], order: Order, change: 
     """
     facts = _load(conn, event_ids, order)
     customers = {each: get_customer(conn, each) for each in sorted({fact.event.customer_id for fact in facts})}
-    judged = [_judge(conn, fact, order, change) for fact in facts]
+    free: dict[str, int] = {}
+    judged = [
+        _aim(conn, fact, change, customers[fact.event.customer_id], order, free)
+        if isinstance(change, Targets)
+        else _judge(conn, fact, order, change)
+        for fact in facts
+    ]
     made = [
         _adjustment(fact.event, found, customers[fact.event.customer_id], order.at)
         if isinstance(found, Difference)
@@ -189,6 +216,26 @@ def _judge(conn: sa.Connection, fact: _Facts, order: Order, change: Change | Pri
     return "there is nothing to change" if found.is_nothing else found
 
 
+def _aim(
+    conn: sa.Connection, fact: _Facts, targets: Targets, customer: Customer, order: Order, free: dict[str, int]
+) -> Difference | str:
+    """Return the difference to what an event shall come to, or why there is none.
+
+    A prepaid customer is charged no more than its free credit (I7), of which `free` keeps what is left.
+    """
+    net, corrections = targets.nets[fact.event.id]
+    if corrections != len(fact.later):
+        return MEANWHILE
+    amount = net - fact.amount
+    if amount > 0 and customer.is_prepaid:
+        if customer.id not in free:
+            free[customer.id] = max(0, leases.free(conn, credit.read(conn, customer.id), order.at))
+        amount = min(amount, free[customer.id])
+        free[customer.id] -= amount
+    standing = _standing(conn, fact)
+    return Difference(correction.NOTHING, Pico(0), Pico(amount), standing.quote) if amount else "it is that already"
+
+
 def _reprice(event: UsageEvent, prices: Prices, when: str) -> Reprice:
     instant = Instant(event.started_at) if prices.at is None else prices.at
     quote = prices.book.quote(event.model, event.customer_id, instant)
@@ -204,7 +251,8 @@ def _standing(conn: sa.Connection, fact: _Facts) -> Standing:
         cost=Pico(sum(each.cost_pico for each in every)),
         amount=fact.amount,
         quote=versions.load_quote(conn, every[-1].price_ref),
-        is_refunded=fact.event.amount_pico > 0 and fact.amount == 0,
+        is_refunded=fact.is_refunded,
+        is_under_terms=TERMS in fact.changes,
     )
 
 
@@ -257,6 +305,7 @@ def _load(conn: sa.Connection, event_ids: Sequence[str], order: Order) -> list[_
                 None if of_run is None else of_run.event_id,
                 None if of_run is None else of_run.change,
                 paid.get(event_id, 0),
+                [note.change for note in notes[event_id]],
             )
         )
     return facts
@@ -312,6 +361,8 @@ def _write(
         _burn(conn, event, order)
     rows = [_row(event, len(fact.later) + 1, order, credit_pico=-to_credit[event.id]) for fact, event in pairs]
     conn.execute(sa.insert(_ADJUSTMENTS), rows)
+    if order.change != TERMS:
+        plan_counts.touch(conn, [event for _, event in pairs])
     _give_credit(conn, [event for _, event in pairs], to_credit, order)
     _record(conn, [event for _, event in pairs], order)
 

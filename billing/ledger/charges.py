@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from billing import ids
 from billing.clock import Instant
 from billing.credit.holds import Part
-from billing.ledger import budgets, credit, events, leases, schema
+from billing.ledger import budgets, credit, events, leases, plan_counts, schema
 from billing.money import PICO_PER_MICRO, Pico, join
 from billing.usage import Outcome, UsageEvent
 
@@ -107,6 +107,7 @@ def append(
         written = {loss.id: loss.amount_pico for loss in losses if loss.adjusts in prepaid}
         events.append(conn, losses, shard, written)
         conn.execute(sa.insert(schema.adjustments), [_noted(loss, at) for loss in losses])
+        plan_counts.touch(conn, losses)
     return tuple(losses)
 
 

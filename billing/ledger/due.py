@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from billing.clock import Instant
 from billing.credit.holds import Part
-from billing.ledger import charges, events, schema, versions
+from billing.ledger import charges, events, plan_counts, schema, versions
 from billing.ledger.charges import Cap, Charge, Payment
 from billing.money import Pico
 from billing.pricing.quote import UNITS, Quote, UnitPrices
@@ -60,6 +60,7 @@ def _note(conn: sa.Connection, corrections: Sequence[UsageEvent], at: Instant) -
             "credit_pico": 0,
         }
         conn.execute(sa.insert(table), row)
+    plan_counts.touch(conn, corrections)
 
 
 def store_quotes(conn: sa.Connection, quotes: Iterable[Quote]) -> None:

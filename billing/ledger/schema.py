@@ -6,8 +6,8 @@ Sums of money run over two columns (`_micro`, `_pico`: see `billing.money.split`
 What Stripe takes from a card (`topups`, `auto_topups`, `disputes`) is in the currency's minor unit, as at Stripe.
 
 History is append-only: `usage_events`, `adjustments`, `price_quotes`, `cost_rates`, `margin_rules`, `audit_log`,
-`credit_entries`, `credit_charges`, `machines` and `power_tariffs` are never updated or deleted. `usage_hourly` and
-`upstream_hourly` are the sums of the events, kept in their transaction.
+`credit_entries`, `credit_charges`, `plan_terms`, `machines` and `power_tariffs` are never updated or deleted.
+`usage_hourly` and `upstream_hourly` are the sums of the events, kept in their transaction.
 """
 
 from sqlalchemy import (
@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from billing.ledger import comparison_schema, credit_schema, machine_schema, stripe_schema
+from billing.ledger import comparison_schema, credit_schema, machine_schema, plan_schema, stripe_schema
 from billing.ledger.columns import BIG, ID
 from billing.ledger.columns import metadata as metadata  # noqa: PLC0414 (the metadata of every table)
 
@@ -40,6 +40,9 @@ topups = credit_schema.topups
 auto_topups = credit_schema.auto_topups
 disputes = credit_schema.disputes
 notifications = credit_schema.notifications
+
+plan_terms = plan_schema.plan_terms
+plan_counts = plan_schema.plan_counts
 
 upstream_hourly = machine_schema.upstream_hourly
 machines = machine_schema.machines

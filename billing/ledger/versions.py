@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from billing.clock import instant_text
 from billing.errors import ConfigError, NotFoundError, WeirError
-from billing.ledger import audit, epoch, facts, schema
+from billing.ledger import audit, epoch, facts, plan_terms, schema
 from billing.money import amount_number, rate_text
 from billing.pricing import publish
 from billing.pricing.book import PriceBook
@@ -36,7 +36,14 @@ def load_book(conn: sa.Connection, *, default_margin: str, currency: str) -> Pri
         raise ConfigError(f"billing.default_margin: {error}") from None
     rates = conn.execute(sa.select(schema.cost_rates).order_by(schema.cost_rates.c.id))
     rules = conn.execute(sa.select(schema.margin_rules).order_by(schema.margin_rules.c.id))
-    return PriceBook(map(_cost_rate, rates), map(_margin_rule, rules), default, currency, load_assignments(conn))
+    return PriceBook(
+        map(_cost_rate, rates),
+        map(_margin_rule, rules),
+        default,
+        currency,
+        load_assignments(conn),
+        plan_terms.every(conn),
+    )
 
 
 def load_assignments(conn: sa.Connection) -> list[Assignment]:

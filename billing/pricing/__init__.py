@@ -4,6 +4,7 @@
     stated     prices in money: fixed ones, and minimums
     margins    "30%", "margin:40%"; scopes; which rule wins, and why
     quote      unit prices, what a request costs and what it earns
+    terms      plans' allowances and volume tiers: what an event comes to behind all before it
     book       PriceBook: an immutable snapshot of all rates and rules; `quote(model, customer, at)`
     publish    what a new rate or margin must pass before it becomes history
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from billing.calendar import Per
 from billing.clock import Instant
 from billing.limits import QUOTE_CACHE_ENTRIES_MAX
 from billing.pricing import margins
@@ -19,6 +20,7 @@ from billing.pricing.margins import Buyer, Decision, Margin, MarginRule, Reason,
 from billing.pricing.plans import Assignment, plan_of_stand_in, stand_in
 from billing.pricing.quote import Quote
 from billing.pricing.rates import CostRate, in_order, next_start, version_at
+from billing.pricing.terms import PlanTerms, Terms, known
 
 FOREVER = Instant(2**63 - 1)
 
@@ -32,8 +34,8 @@ class PriceBook:
     """An immutable snapshot of every cost rate and margin rule, in one currency."""
 
     __slots__ = (
-        *("_assigned", "_held", "_rates", "_rules", "assignments"),
-        *("cost_rates", "currency", "default_margin", "margin_rules"),
+        *("_assigned", "_held", "_rates", "_rules", "_terms", "assignments"),
+        *("cost_rates", "currency", "default_margin", "margin_rules", "terms"),
     )
 
     def __init__(
@@ -43,6 +45,7 @@ class PriceBook:
         default_margin: Margin,
         currency: str,
         assignments: Iterable[Assignment] = (),
+        terms: Iterable[PlanTerms] = (),
     ) -> None:
         self.cost_rates = in_order(cost_rates)
         self.margin_rules = in_order(margin_rules)
@@ -52,6 +55,8 @@ class PriceBook:
         self._rules = _grouped((rule.scope, rule) for rule in self.margin_rules)
         self.assignments = in_order(assignments)
         self._assigned = _grouped((each.customer_id, each) for each in self.assignments)
+        self.terms = in_order(terms)
+        self._terms = _grouped((each.plan_id, each) for each in self.terms)
         self._held: dict[tuple[str, str | None], tuple[Quote, Instant, Instant]] = {}
 
     def quote(self, model: str, customer_id: str | None, at: Instant) -> Quote | None:
@@ -110,6 +115,30 @@ class PriceBook:
             return Buyer(None, plan_id)
         assigned = version_at(self._assigned.get(customer_id, ()), at)
         return Buyer(customer_id, None if assigned is None else assigned.plan_id)
+
+    def versions_of_terms(self, plan_id: str) -> tuple[PlanTerms, ...]:
+        """Return all terms of a plan in order."""
+        return self._terms.get(plan_id, ())
+
+    def terms_of(self, customer_id: str, at: Instant) -> Terms | None:
+        """Return the terms of a request that begins at an instant: in force, and on record by then."""
+        on_record = [each for each in self._assigned.get(customer_id, ()) if each.recorded_at <= at]
+        assigned = version_at(on_record, at)
+        if assigned is None or assigned.plan_id is None:
+            return None
+        version = version_at(known(self._terms.get(assigned.plan_id, ()), at), at)
+        return None if version is None else version.terms
+
+    def customers_under_terms(self) -> dict[str, tuple[Instant, frozenset[Per]]]:
+        """Return who was on a plan with terms at some time: since when at the earliest, and their kinds of periods."""
+        found: dict[str, tuple[Instant, frozenset[Per]]] = {}
+        for each in self.assignments:
+            versions = self._terms.get(each.plan_id or "", ())
+            pers = frozenset(version.terms.per for version in versions if version.terms is not None)
+            if pers:
+                since, others = found.get(each.customer_id, (each.effective_from, frozenset()))
+                found[each.customer_id] = min(since, each.effective_from), pers | others
+        return found
 
     def margin(self, model: str, customer_id: str | None, at: Instant) -> Margin:
         """Return the margin that holds at an instant."""
@@ -171,7 +200,7 @@ class PriceBook:
         rates = (rate for rate in self.cost_rates if rate.recorded_at <= recorded)
         rules = (rule for rule in self.margin_rules if rule.recorded_at <= recorded)
         assigned = (each for each in self.assignments if each.recorded_at <= recorded)
-        return PriceBook(rates, rules, self.default_margin, self.currency, assigned)
+        return PriceBook(rates, rules, self.default_margin, self.currency, assigned, known(self.terms, recorded))
 
     def scopes(self) -> tuple[Scope, ...]:
         """Return every scope that has a rule at some time: global and models first, then plans, then customers."""
@@ -179,15 +208,17 @@ class PriceBook:
 
     def with_rates(self, rates: Iterable[CostRate]) -> "PriceBook":
         """Return a book with these rates and no others."""
-        return PriceBook(rates, self.margin_rules, self.default_margin, self.currency, self.assignments)
+        return PriceBook(rates, self.margin_rules, self.default_margin, self.currency, self.assignments, self.terms)
 
     def with_rules(self, rules: Iterable[MarginRule]) -> "PriceBook":
         """Return a book with these rules and no others."""
-        return PriceBook(self.cost_rates, rules, self.default_margin, self.currency, self.assignments)
+        return PriceBook(self.cost_rates, rules, self.default_margin, self.currency, self.assignments, self.terms)
 
     def with_assignments(self, assignments: Iterable[Assignment]) -> "PriceBook":
         """Return a book with these assignments of plans and no others."""
-        return PriceBook(self.cost_rates, self.margin_rules, self.default_margin, self.currency, assignments)
+        return PriceBook(
+            self.cost_rates, self.margin_rules, self.default_margin, self.currency, assignments, self.terms
+        )
 
     def starts(self, model: str, customer_id: str | None, after: Instant) -> Iterator[Instant]:
         """Give each later instant at which a version that matters to model and customer begins, in order."""

@@ -8,7 +8,7 @@ Invariant: what an event comes to after a correction is never below 0, in tokens
 back as a whole stays so: neither new prices nor new counts charge for it again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from billing.errors import RefusedError
 from billing.limits import TOKENS_PER_EVENT_MAX
@@ -21,13 +21,17 @@ NOTHING = Usage(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where an event stands: its usage and its money with all corrections, and the quote that prices it now."""
+    """Where an event stands: its usage and its money with all corrections, and the quote that prices it now.
+
+    `is_under_terms`: a plan's terms have adjusted it, and will again when its counts or prices are corrected.
+    """
 
     usage: Usage
     cost: Pico
     amount: Pico
     quote: Quote
     is_refunded: bool
+    is_under_terms: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,8 @@ def difference(standing: Standing, change: Change) -> Difference:
     if isinstance(change, Reprice | Recount) and standing.is_refunded:
         raise RefusedError("it was given back as a whole; charge it with --amount if that is meant")
     found = _difference(standing, change)
+    if isinstance(change, Reprice | Recount) and standing.is_under_terms:
+        found = replace(found, amount=Pico(max(found.amount, -standing.amount)))
     after = standing.amount + found.amount
     if after < 0:
         raise RefusedError(

@@ -21,7 +21,7 @@ from billing.ledger.database import Connection, Database, DatabaseError, is_away
 from billing.ledger.tracing import Trace
 from billing.money import Pico, amount_number, amount_text, rate_text
 from billing.pricing.quote import UnitPrices
-from billing.reports import standing, usage
+from billing.reports import plan, standing, usage
 from proxy.edge.caller import AWAY, caller, refused
 from proxy.relay.refusals import Refusal
 from proxy.relay.services import Services
@@ -94,6 +94,7 @@ def usage_of(conn: Connection, who: Principal, config: Config, query: Mapping[st
         "data": rows,
         "amount": amount_text(Pico(sum(line.total.amount for line in lines))),
         "currency": config.billing.currency,
+        "plan": plan.present(conn, who.customer_id, config.billing.currency, now),
         "since": None if selection.since is None else instant_text(selection.since),
         "until": None if selection.until is None else instant_text(selection.until),
     }

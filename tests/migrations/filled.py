@@ -36,6 +36,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("budgets", "amount_pico"): 0,
     ("budgets", "is_soft"): 1,
     ("notifications", "state"): "delivered",
+    ("plan_terms", "per"): "month",
     ("machines", "capital"): "owned",
     ("machines", "is_removed"): 1,
 }
