@@ -16,8 +16,9 @@ demo: $(READY)  ## The main job on real local inference, in about a minute; leav
 test: $(READY) system  ## The fast suite, on SQLite and PostgreSQL
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
 
-test-slow: $(READY) system  ## What takes minutes: long fault runs, a thousand random requests, others' clients (needs npm)
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests
+test-slow: $(READY) system  ## What takes minutes: long fault runs, others' clients (needs npm), properties with new examples
+	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=explore -m slow tests
+	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=explore -m "not slow" tests/properties tests/fuzz tests/unit
 
 soak: $(READY) system  ## Two gateways and a database that die for MINUTES under load; then the money is counted
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
