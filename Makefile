@@ -7,6 +7,7 @@ WORKERS ?= 4
 
 MINUTES ?= 3
 SEED ?= 1
+ENGINE ?= postgresql
 
 .PHONY: demo test test-slow soak check bench install system lock clean
 
@@ -20,8 +21,8 @@ test-slow: $(READY) system  ## What takes minutes: long fault runs, others' clie
 	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=explore -m slow tests
 	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=explore -m "not slow" tests/properties tests/fuzz tests/unit
 
-soak: $(READY) system  ## Two gateways and a database that die for MINUTES under load; then the money is counted
-	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
+soak: $(READY) system  ## Gateways and their database die for MINUTES under load, on ENGINE; then the money is counted
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED) --engine $(ENGINE)
 
 check: $(READY)  ## Lint, format, types
 	$(BIN)/ruff check .

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from billing.cli import app
+from tests.acceptance.commands import at_stripe
 from tests.acceptance.harness import MODEL, UNPRICED, Gateway, Upstream
 from tests.acceptance.serving import fake_upstream
+from tests.emulators.stripe_double import StripeDouble
 from tests.emulators.upstream import FakeUpstream
 
 Examine = Callable[[], tuple[int, dict[str, dict[str, str]]]]
@@ -57,6 +59,45 @@ def test_each_fault_is_named_with_its_remedy(
     wrong = {name: row["remedy"] for name, row in found.items() if row["state"] == "fail"}
     assert set(wrong) >= {"upstream dead", f"price {UNPRICED}", f"tokenizer {UNPRICED}", "spool"}
     assert all(wrong.values()), "each says what to do"
+
+
+def test_stripe_is_asked_whether_it_is_set_up(
+    fake: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No meter, no webhook secret, a key that Stripe does not know, a Stripe that fails; and all well."""
+    with StripeDouble() as double:
+        gateway = made(tmp_path / "home", Upstream(fake.url))
+        at_stripe(monkeypatch, gateway.home, gateway.database_url, double)
+        monkeypatch.setenv("WEIR_STRIPE__ENABLED", "true")
+
+        def stripe() -> tuple[int, dict[str, tuple[str, str, str]]]:
+            code, found = examined(gateway, capsys)
+            told = {name: (row["state"], row["found"], row["remedy"]) for name, row in found.items()}
+            return code, {name: row for name, row in told.items() if name.startswith("stripe")}
+
+        assert stripe() == (
+            1,
+            {
+                "stripe": ("fail", "answers, 0 meters", "run `weir stripe setup`"),
+                "stripe webhook": ("fail", "no secret: events are refused", "set STRIPE_WEBHOOK_SECRET"),
+            },
+        )
+        gateway.weir("stripe", "setup")
+        monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "whsec_one,whsec_two")
+        assert stripe() == (
+            0,
+            {"stripe": ("ok", "answers, 1 meters", ""), "stripe webhook": ("ok", "2 secrets", "")},
+        )
+        monkeypatch.setenv("STRIPE_API_KEY", "sk_test_of_somebody_else")
+        code, found = stripe()
+        assert (code, found["stripe"][0]) == (1, "fail")
+        assert "sk_test_of_somebody_else" not in found["stripe"][1]
+        assert found["stripe"][2], "it says what to do"
+        monkeypatch.delenv("STRIPE_API_KEY")
+        assert stripe() == (
+            0,
+            {"stripe": ("warn", "no key: nothing is sent", "set STRIPE_API_KEY, or stripe.enabled = false")},
+        )
 
 
 def test_a_database_that_is_away_is_one_fault(
