@@ -108,8 +108,12 @@ class Gateway:
         settings: Mapping[str, int] | None = None,
         audit: Mapping[str, str] | None = None,
         is_fresh: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Nothing is written or runs yet; `is_fresh`: in an interpreter of its own (`tests/support/forks.py`)."""
+        """Nothing is written or runs yet; `is_fresh`: in an interpreter of its own (`tests/support/forks.py`).
+
+        `environment` is what its environment has besides.
+        """
         self.home = home
         self.port = free_port()
         self.database_url = database_url or f"sqlite:///{home}/weir.db"
@@ -119,6 +123,7 @@ class Gateway:
         self._settings = dict(settings or {})
         self._audit = {"sample": "0%", **(audit or {})}
         self._is_fresh = is_fresh
+        self._environment = dict(environment or {})
         self._process: Process | None = None
         self._log_seen = 0
         self._key: Key | None = None
@@ -193,7 +198,8 @@ class Gateway:
         """Start the process, and do not wait."""
         assert self._process is None, "it runs already"
         words = ["--config", str(self.config_path), "serve"]
-        environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home), "PYTHONWARNINGS": "default"}
+        path = os.environ.get("PATH", os.defpath)
+        environment = {"PATH": path, "HOME": str(self.home), "PYTHONWARNINGS": "default", **self._environment}
         with self.log_path.open("ab") as log:
             if self._is_fresh:
                 command = ["setpriv", "--pdeathsig", "KILL", str(Path(sys.executable).with_name("weir")), *words]
