@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "cost": "billing.cli.cost",
         "margin": "billing.cli.margin",
         "plan": "billing.cli.plan",
+        "prices": "billing.cli.prices",
         "credit": "billing.cli.credit",
         "usage": "billing.cli.usage",
         "report": "billing.cli.report",

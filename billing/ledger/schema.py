@@ -145,6 +145,22 @@ cost_rates = Table(
     sqlite_strict=True,
 )
 
+market_prices = Table(
+    "market_prices",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("input_pico", BIG, nullable=False),
+    Column("output_pico", BIG, nullable=False),
+    Column("cached_input_pico", BIG),
+    Column("reasoning_pico", BIG),
+    Column("request_pico", BIG, nullable=False),
+    Column("recorded_at", BIG, nullable=False),
+    CheckConstraint("source IN ('litellm', 'openrouter')", name="known_source"),
+    sqlite_strict=True,
+)
+
 plans = Table(
     "plans",
     metadata,

@@ -37,6 +37,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("budgets", "is_soft"): 1,
     ("notifications", "state"): "delivered",
     ("plan_terms", "per"): "month",
+    ("market_prices", "source"): "openrouter",
     ("machines", "capital"): "owned",
     ("machines", "is_removed"): 1,
 }
