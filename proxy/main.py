@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "credit": "billing.cli.credit",
         "usage": "billing.cli.usage",
         "report": "billing.cli.report",
+        "export": "billing.cli.export",
         "simulate": "billing.cli.simulate",
         "trace": "billing.cli.trace",
         "audit": "billing.cli.audit",

@@ -42,7 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "billing.reports": (
         *("billing.reports", "billing.ledger", "billing.pricing", "billing.money", "billing.errors"),
-        *("billing.clock", "billing.calendar", "billing.credit", "billing.limits"),
+        *("billing.clock", "billing.calendar", "billing.credit", "billing.limits", "billing.usage"),
     ),
     "proxy.meter": ("proxy.meter", "billing.usage", "billing.tokens", "billing.limits"),
 }

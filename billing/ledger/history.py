@@ -52,7 +52,7 @@ def corrections(conn: sa.Connection, selection: Selection) -> list[Bucket]:
     query = (
         sa.select(_EVENTS.c.customer_id, _EVENTS.c.model, sa.literal_column("0"), *_sums())
         .select_from(source)
-        .where(*_within(selection))
+        .where(*within(selection))
     )
     return [_bucket(row, Instant(0)) for row in conn.execute(query.group_by(_EVENTS.c.customer_id, _EVENTS.c.model))]
 
@@ -82,7 +82,7 @@ def _of_events(conn: sa.Connection, selection: Selection, starts: Sequence[Insta
     totals.without_jit(conn)
     number = totals.numbered(_EVENTS.c.started_at, starts).label("number")
     query = sa.select(_EVENTS.c.customer_id, _EVENTS.c.model, number, *_sums())
-    query = query.where(_EVENTS.c.adjusts.is_(None), *_within(selection))
+    query = query.where(_EVENTS.c.adjusts.is_(None), *within(selection))
     rows = conn.execute(query.group_by(_EVENTS.c.customer_id, _EVENTS.c.model, number))
     return [_bucket(row, starts[row[2] - 1] if row[2] else Instant(starts[0] - 1)) for row in rows]
 
@@ -96,21 +96,22 @@ def _sums() -> list[sa.ColumnElement[Any]]:
     return sums
 
 
-def _within(selection: Selection) -> list[sa.ColumnElement[bool]]:
+def within(selection: Selection) -> list[sa.ColumnElement[bool]]:
     """Select events by their window; the ids' time bounds what has to be read."""
     found = []
     if selection.customer_id is not None:
         found.append(_EVENTS.c.customer_id == selection.customer_id)
     if selection.since is not None:
         found.append(_EVENTS.c.window_start >= selection.since)
-        found.append(_EVENTS.c.id >= _bound(max(0, selection.since - STREAM_US_MAX)))
+        found.append(_EVENTS.c.id >= bound(max(0, selection.since - STREAM_US_MAX)))
     if selection.until is not None:
         found.append(_EVENTS.c.window_start < selection.until)
-        found.append(_EVENTS.c.id < _bound(selection.until + HOUR_US))
+        found.append(_EVENTS.c.id < bound(selection.until + HOUR_US))
     return found
 
 
-def _bound(instant: int) -> str:
+def bound(instant: int) -> str:
+    """Return the text that divides the ids before an instant from those at and after it."""
     return partitions.bound(clock.to_datetime(Instant(instant)))
 
 
