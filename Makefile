@@ -31,6 +31,7 @@ check: $(READY)  ## Lint, format, types
 
 bench: $(READY) system  ## direct, nginx, LiteLLM and Weir in one interleaved run: ratios and CPU per request
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.reports
 
 install: $(READY)
 

@@ -15,12 +15,12 @@ CACHE: Final = Path(__file__).parents[2] / ".cache" / "programs"
 INSTALL_LIMIT_S: Final = 900
 
 
-def from_pypi(package: str, version: str) -> Path:
-    """The folder of a package's programs, in a virtual environment of its own."""
+def from_pypi(package: str, version: str, *more: str) -> Path:
+    """The folder of a package's programs, in a virtual environment of its own; `more` is what pip is told besides."""
 
     def install(home: Path) -> None:
         _run([sys.executable, "-m", "venv", "--clear", str(home)])
-        _run([str(home / "bin" / "pip"), "install", "--quiet", f"{package}=={version}"])
+        _run([str(home / "bin" / "pip"), "install", "--quiet", f"{package}=={version}", *more])
 
     return _installed(f"{package}-{version}", install) / "bin"
 
