@@ -14,7 +14,7 @@ from billing.ledger import schema, totals
 from billing.ledger.history import STREAM_US_MAX, bound, within
 from billing.ledger.totals import Selection
 from billing.money import PICO_PER_MICRO, Pico, join
-from billing.usage import Usage, UsageEvent
+from billing.usage import Outcome, Usage, UsageEvent
 
 ROWS_AT_ONCE = 2_000
 
@@ -76,7 +76,7 @@ def charges(
     `days` are the starts of days, the first of them no later than the first event; so are `segments` of what they are.
     """
     totals.without_jit(conn)
-    is_correction = sa.case((_EVENTS.c.adjusts.is_(None), 0), else_=1)
+    is_correction = sa.case((_EVENTS.c.outcome == Outcome.ADJUSTMENT.value, 1), else_=0)
     grouped: list[sa.ColumnElement[Any]] = [
         totals.numbered(_EVENTS.c.window_start, days).label("day"),
         *(_EVENTS.c[name] for name in ("customer_id", "api_key_id", "model", "price_ref")),

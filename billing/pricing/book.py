@@ -18,7 +18,7 @@ from billing.limits import QUOTE_CACHE_ENTRIES_MAX
 from billing.pricing import margins
 from billing.pricing.margins import Buyer, Decision, Margin, MarginRule, Reason, Scope
 from billing.pricing.plans import Assignment, plan_of_stand_in, stand_in
-from billing.pricing.quote import Quote
+from billing.pricing.quote import Quote, UnitPrices
 from billing.pricing.rates import CostRate, in_order, next_start, version_at
 from billing.pricing.terms import PlanTerms, Terms, known
 
@@ -143,6 +143,10 @@ class PriceBook:
     def margin(self, model: str, customer_id: str | None, at: Instant) -> Margin:
         """Return the margin that holds at an instant."""
         return self._decided(model, customer_id, at).margin
+
+    def list_price(self, model: str, cost: UnitPrices, at: Instant) -> UnitPrices:
+        """Return what whoever has no terms of its own pays for what costs so much."""
+        return self._decided(model, None, at).price(cost)[0]
 
     def floor(self, model: str, customer_id: str | None, at: Instant) -> MarginRule | None:
         """Return the rule whose floor raises the price at an instant; None if the winner's own margin is no lower."""

@@ -24,7 +24,6 @@ from billing.ledger.database import Connection
 from billing.ledger.exporting import Charge
 from billing.ledger.totals import Selection
 from billing.money import PICO_PER_MAJOR, Pico
-from billing.pricing import margins
 from billing.pricing.book import PriceBook
 from billing.pricing.quote import Quote, UnitPrices
 from billing.reports.parquet import Column, Kind
@@ -106,7 +105,7 @@ def rows(
         if quote.margin_rule_id is None or quote.margin_rule_id in general:
             return quote, quote.price
         at = segments[charge.list_segment - 1]
-        return quote, margins.apply_to_all(quote.cost, book.margin(charge.model, None, at))
+        return quote, book.list_price(charge.model, quote.cost, at)
 
     found = exporting.charges(conn, selection, days, segments)
     for key, group in groupby(found, lambda each: (each.day, each.customer_id, each.key_id, each.model)):

@@ -127,6 +127,9 @@ def _fill(database: Database, size: int) -> None:
         conn.execute(sa.text("ANALYZE"))
         found = conn.execute(sa.select(sa.func.sum(hourly.requests))).scalar_one()
     assert found == size, "the rollups are the sums of the events"
+    if database.is_sqlite:  # as it does by itself in the long run
+        with database.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 _HEX = "%08x-%04x-7000-8000-%012x"
