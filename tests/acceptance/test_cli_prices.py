@@ -1,6 +1,7 @@
 """`weir prices`: files as LiteLLM and OpenRouter publish them, read exactly, kept as versions, and beside our own."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,10 +131,15 @@ def test_a_change_of_an_imported_price_is_warned_of(weir: Weir) -> None:
     assert len(weir("prices", "list", "qwen3.5-9b", "--history", "--json").json) == 4
 
 
-def test_another_currency_is_not_compared(weir: Weir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_currency_is_not_compared(
+    weir: Weir, new_database_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both prices are shown, and no percentage between them."""
-    assert weir("prices", "import", "litellm.json").code == DONE
+    monkeypatch.setenv("WEIR_DATABASE__URL", new_database_url())
     monkeypatch.setenv("WEIR_BILLING__CURRENCY", "eur")
+    assert weir("db", "upgrade").code == DONE
+    assert weir("cost", "set", MODEL, "--input", "0.03", "--output", "0.12").code == DONE
+    assert weir("prices", "import", "litellm.json").code == DONE
     (row,) = weir("prices", "compare", "--json").json
     assert (row["currency"], row["market_currency"], row["input_pct"], row["output_pct"]) == ("eur", "usd", None, None)
 
