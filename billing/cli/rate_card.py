@@ -15,15 +15,16 @@ from billing.cli.output import Row, emit, emit_one, listing
 from billing.cli.scenario import explaining
 from billing.clock import Instant, instant_text, parse_instant
 from billing.errors import RefusedError, UsageError
-from billing.ledger import rule_sets, versions
+from billing.ledger import plans, rule_sets, versions
 from billing.ledger.database import Connection
 from billing.ledger.rule_sets import Order
 from billing.money import parse_amount
 from billing.pricing import change, publish, rate_card, scenario
 from billing.pricing.book import PriceBook
-from billing.pricing.change import Change, RuleSet, Says
+from billing.pricing.change import Change, RuleSet, Says, TermsChange
 from billing.pricing.margins import parse_margin
-from billing.pricing.rate_card import Card, Entry
+from billing.pricing.rate_card import Card, Entry, PlanEntry
+from billing.pricing.terms import Terms
 from billing.reports import simulation
 from billing.reports.simulation import Line
 from billing.reports.usage import whole_hours
@@ -56,7 +57,7 @@ def _load(session: Session, conn: Connection) -> PriceBook:
 @click.option("--as-of", metavar="INSTANT", help="By what was recorded by then.  [default: what is known today]")
 @pass_session
 def export(session: Session, at_text: str, as_of: str | None) -> None:
-    """Print the rules in force as a rate card in TOML, which `plan` and `apply` read."""
+    """Print the rules (and terms of plans) in force as a rate card in TOML, which `plan` and `apply` read."""
     at = parse_instant(at_text, session.now)
     with session.database.reading() as conn:
         book = _load(session, conn)
@@ -79,7 +80,8 @@ def export(session: Session, at_text: str, as_of: str | None) -> None:
     header = (
         f"Margins in force at {instant_text(at)}; who is not named has {book.default_margin} (billing.default_margin)."
     )
-    click.echo(rate_card.render(entries, header), nl=False)
+    of_plans = [PlanEntry(names[plan_id], terms) for plan_id, terms in change.terms_set(book, at).items()]
+    click.echo(rate_card.render(entries, header, of_plans), nl=False)
 
 
 @click.command("plan", context_settings={"ignore_unknown_options": True})
@@ -130,8 +132,12 @@ def plan(
         raise UsageError("name a rate card, or say one rule by --margin or --fixed; one of both")
     with session.database.reading() as conn:
         book = _load(session, conn)
+        planned: list[Row] = []
         if file is not None:
-            wanted = _wanted(conn, _card(file, force=force).margins)
+            card = _card(file, force=force)
+            wanted = _wanted(conn, card.margins)
+            of_plans = change.terms_changes(book, _terms_of(conn, card.plans), at) if card.plans else ()
+            planned = _terms_rows(of_plans, options.names_of(conn))
         else:
             prices = options.prices_of(fixed, "--fixed", force=force)
             lowest = options.prices_of(minimum, "--minimum", force=force)
@@ -149,7 +155,7 @@ def plan(
         first = parse_instant(since, session.now)
         lines = simulation.load(conn, whole_hours(first, session.now, None), after)
         names = options.names_of(conn)
-    _show_plan(found, lines, _floors(after, at, names), names, after, at, limit, refused, form)
+    _show_plan(found, planned, lines, _floors(after, at, names), names, after, at, limit, refused, form)
     if refused is not None:
         raise RefusedError(refused)
 
@@ -233,6 +239,7 @@ def _change_rows(found: Sequence[Change], names: Mapping[str, str]) -> list[Row]
 
 def _show_plan(
     found: Sequence[Change],
+    planned: Sequence[Row],
     lines: Sequence[Line],
     floors: Sequence[Row],
     names: Mapping[str, str],
@@ -242,7 +249,7 @@ def _show_plan(
     refused: str | None,
     form: str,
 ) -> None:
-    changes = _change_rows(found, names)
+    changes = [*_change_rows(found, names), *planned]
     effect: list[Row] = [
         {**simulation.row(line, book.currency), "warning": "pays more" if _pays_more(line, limit) else None}
         for line in lines
@@ -296,6 +303,8 @@ def apply(
         wanted = _wanted(conn, card.margins)
         order = _order(session, "margin.apply", at_text, actor, reason, backdate=backdate)
         rows = _put_in_force(session, conn, wanted, order)
+        if card.plans:
+            rows += _put_terms_in_force(session, conn, _terms_of(conn, card.plans), order)
     _show_changes(rows, form)
 
 
@@ -319,9 +328,11 @@ def rollback(
     """Put the rule set of an instant in force again, as it was believed then; by adding versions, never by deleting."""
     instant = parse_instant(to_text, session.now)
     with session.database.writing() as conn:
-        wanted = change.rule_set(_load(session, conn).as_of(instant), instant)
+        believed = _load(session, conn).as_of(instant)
+        wanted = change.rule_set(believed, instant)
         order = _order(session, "margin.rollback", at_text, actor, reason, backdate=backdate)
         rows = _put_in_force(session, conn, wanted, order)
+        rows += _put_terms_in_force(session, conn, change.terms_set(believed, instant), order)
     _show_changes(rows, form)
 
 
@@ -336,6 +347,35 @@ def _put_in_force(session: Session, conn: Connection, wanted: RuleSet, order: Or
     settings = session.config.billing
     found = rule_sets.apply(conn, wanted, order, default_margin=settings.default_margin, currency=settings.currency)
     return _change_rows(found, options.names_of(conn))
+
+
+def _put_terms_in_force(session: Session, conn: Connection, wanted: Mapping[str, Terms], order: Order) -> list[Row]:
+    settings = session.config.billing
+    found = rule_sets.apply_terms(
+        conn, wanted, order, default_margin=settings.default_margin, currency=settings.currency
+    )
+    return _terms_rows(found, options.names_of(conn))
+
+
+def _terms_of(conn: Connection, entries: Sequence[PlanEntry]) -> dict[str, Terms]:
+    """Return terms by plan. Raises NotFoundError for a plan that there is not."""
+    return {plans.find(conn, entry.name).id: entry.terms for entry in entries}
+
+
+def _terms_rows(found: Sequence[TermsChange], names: Mapping[str, str]) -> list[Row]:
+    return [
+        {
+            "change": each.kind.value,
+            "scope": "terms",
+            "model": None,
+            "plan": names[each.plan_id],
+            "customer": None,
+            "effective_from": instant_text(each.effective_from),
+            "before": "none" if each.before is None else str(each.before),
+            "after": "none" if each.after is None else str(each.after),
+        }
+        for each in found
+    ]
 
 
 def _show_changes(rows: Sequence[Row], form: str) -> None:

@@ -57,7 +57,7 @@ def simulate(
 
     What is given holds for all of history, in the place of every version of it; the rest is as it is known today.
     Without options, history is priced by today's knowledge: it shows what backdated versions would have changed. Whole
-    hours count. Nothing is changed.
+    hours count. Nothing is changed. Both sides are list prices: what allowances and tiers of plans come to is left out.
     """
     groups = _groups(by)
     is_rule = margin_text is not None or bool(fixed)

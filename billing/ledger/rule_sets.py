@@ -3,16 +3,18 @@
 Every version has its line in the audit log with who and why, and the set one more, which names the command.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from billing import ids
 from billing.clock import Instant, instant_text
-from billing.ledger import audit, epoch, versions
+from billing.ledger import audit, epoch, plan_terms, versions
 from billing.pricing import change, publish
 from billing.pricing.book import PriceBook
-from billing.pricing.change import Change, RuleSet
+from billing.pricing.change import Change, RuleSet, TermsChange
+from billing.pricing.terms import PlanTerms, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,19 @@ def apply(
         audit.record(
             conn, at=order.recorded_at, actor=order.actor, action=order.action, subject=subject, details=details
         )
+    return found
+
+
+def apply_terms(
+    conn: sa.Connection, wanted: Mapping[str, Terms], order: Order, *, default_margin: str, currency: str
+) -> tuple[TermsChange, ...]:
+    """Put plans' terms in force as `apply` does margins; not before now, for what was used keeps its terms."""
+    epoch.advance(conn)
+    book = versions.load_book(conn, default_margin=default_margin, currency=currency)
+    found = change.terms_changes(book, wanted, max(order.effective_from, order.recorded_at))
+    for each in found:
+        version = PlanTerms(ids.new_id("terms"), each.plan_id, each.after, each.effective_from, order.recorded_at)
+        plan_terms.append(conn, version, actor=order.actor, reason=order.reason)
     return found
 
 

@@ -15,6 +15,7 @@ from billing.pricing.book import PriceBook
 from billing.pricing.margins import Margin, MarginRule, Scope
 from billing.pricing.rates import version_at
 from billing.pricing.stated import Stated, joined
+from billing.pricing.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,41 @@ class Change:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TermsChange:
+    """One version of terms to add: from an instant on a plan has `after` (None: none) and no longer `before`."""
+
+    kind: Kind
+    plan_id: str
+    effective_from: Instant
+    before: Terms | None
+    after: Terms | None
+
+
+def terms_set(book: PriceBook, at: Instant) -> dict[str, Terms]:
+    """Return the terms in force at an instant, by plan."""
+    found = {plan_id: version_at(book.versions_of_terms(plan_id), at) for plan_id in _plans(book)}
+    return {key: version.terms for key, version in found.items() if version is not None and version.terms is not None}
+
+
+def terms_changes(book: PriceBook, wanted: Mapping[str, Terms], at: Instant) -> tuple[TermsChange, ...]:
+    """Return what makes the plans' terms the wanted ones from an instant on, as `changes` does for margins."""
+    found = []
+    for plan_id in dict.fromkeys((*_plans(book), *wanted)):
+        versions, after = book.versions_of_terms(plan_id), wanted.get(plan_id)
+        starts = sorted({version.effective_from for version in versions if version.effective_from > at})
+        for start in (at, *starts):
+            version = version_at(versions, start)
+            before = None if version is None else version.terms
+            if before != after:
+                found.append(TermsChange(_kind(before, after, is_later=start > at), plan_id, start, before, after))
+    return tuple(found)
+
+
+def _plans(book: PriceBook) -> tuple[str, ...]:
+    return tuple(sorted({version.plan_id for version in book.terms}))
+
+
 def said(rule: MarginRule | None) -> Says | None:
     """Return what a version says; None for none, and for the end of a rule."""
     if rule is None or rule.margin is None:
@@ -106,7 +142,9 @@ def _of_scope(book: PriceBook, scope: Scope, wanted: Says | None, at: Instant) -
     return found
 
 
-def _kind(before: Says | None, after: Says | None) -> Kind:
+def _kind(before: object, after: object, *, is_later: bool = False) -> Kind:
+    if is_later:
+        return Kind.CANCEL
     if after is None:
         return Kind.REMOVE
     return Kind.ADD if before is None else Kind.CHANGE

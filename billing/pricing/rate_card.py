@@ -11,13 +11,20 @@
     fixed = { output = "0.10" }   # a price per 1M tokens, whatever the cost is; the rest follows the margin
     minimum = { input = "0.02" }  # nothing under this rule is sold for less
 
+    [[plan]]                      # what a plan includes in each period, and its volume tiers
+    name = "team"
+    per = "month"
+    included_tokens = 1000000     # or included_amount = "20"
+    tiers = ["10000000=10%"]
+
     [[cost]]                      # only for `weir simulate`
     model = "qwen3.5-9b"
     input = "0.03"
     output = "0.12"
 
 Amounts and shares are texts in quotes, never TOML numbers: those with a fraction would be floats. A card is complete:
-applying it ends every rule that it does not name. A scope stands in it once.
+applying it ends every rule that it does not name. A scope stands in it once. If it has any [[plan]], it ends the terms
+of all plans that it does not name; without one it leaves them as they are.
 """
 
 import tomllib
@@ -25,16 +32,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from billing.calendar import Per
 from billing.clock import Instant
 from billing.errors import UsageError
+from billing.money import amount_number, parse_amount
 from billing.pricing import publish
 from billing.pricing.margins import Margin, parse_margin
 from billing.pricing.rates import CostRate
 from billing.pricing.stated import Stated, text_of
+from billing.pricing.terms import Terms, discount_text, parse_tier
 
 MARGIN_KEYS = ("model", "plan", "customer", "margin", "fixed", "minimum", "floor", "allow_loss")
 COST_KEYS = ("model", "input", "cached_input", "image_input", "audio_input", "output", "reasoning", "request")
-TABLES = ("margin", "cost")
+PLAN_KEYS = ("name", "per", "included_tokens", "included_amount", "tiers")
+TABLES = ("margin", "plan", "cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +69,20 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """A plan, by its name or id, and its terms."""
+
+    name: str
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
-    """What a file says: every margin rule, and costs that hold from the beginning of time."""
+    """What a file says: every margin rule, terms of plans, and costs that hold from the beginning of time."""
 
     margins: tuple[Entry, ...] = ()
     costs: tuple[CostRate, ...] = ()
+    plans: tuple[PlanEntry, ...] = ()
 
 
 def parse(text: str, *, force: bool = False) -> Card:
@@ -79,10 +99,12 @@ def parse(text: str, *, force: bool = False) -> Card:
     _refuse_repeated(((entry.model, entry.plan), entry.customer, entry.subject) for entry in entries)
     costs = tuple(_cost(table, where, force=force) for where, table in _tables(raw, "cost"))
     _refuse_repeated((rate.model, None, f"the cost of {rate.model!r}") for rate in costs)
-    return Card(entries, costs)
+    plans = tuple(_plan(table, where) for where, table in _tables(raw, "plan"))
+    _refuse_repeated((entry.name, None, f"the terms of plan {entry.name!r}") for entry in plans)
+    return Card(entries, costs, plans)
 
 
-def render(entries: Iterable[Entry], header: str) -> str:
+def render(entries: Iterable[Entry], header: str, plans: Iterable[PlanEntry] = ()) -> str:
     """Write a card that `parse` reads back to the same; `header` becomes its first lines, as remarks."""
     blocks = ["\n".join(f"# {line}" for line in header.splitlines())]
     for entry in entries:
@@ -97,6 +119,14 @@ def render(entries: Iterable[Entry], header: str) -> str:
             lines += [f"{name} = {{ {pairs} }}"] if prices else []
         lines += ["allow_loss = true"] if entry.allow_loss else []
         blocks.append("\n".join(lines))
+    for plan in plans:
+        terms = plan.terms
+        lines = ["[[plan]]", f"name = {_quoted(plan.name)}", f"per = {_quoted(terms.per.value)}"]
+        lines += [f"included_tokens = {terms.included_tokens}"] if terms.included_tokens else []
+        amount = _quoted(amount_number(terms.included_amount))
+        lines += [f"included_amount = {amount}"] if terms.included_amount else []
+        tiers = ", ".join(_quoted(f"{tier.above}={discount_text(tier.discount_ppm)}") for tier in terms.tiers)
+        blocks.append("\n".join(lines + ([f"tiers = [{tiers}]"] if tiers else [])))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -167,6 +197,22 @@ def _entry(table: Mapping[str, object], where: str, *, force: bool) -> Entry:
     if customer is not None and plan is not None:
         raise UsageError(f"{where} names a customer and a plan; a rule is for one of them")
     return Entry(chosen, model, customer, allow_loss, least, plan, fixed, minimum)
+
+
+def _plan(table: Mapping[str, object], where: str) -> PlanEntry:
+    _refuse_unknown(where, table, PLAN_KEYS)
+    name, per = _text(table, "name", where), _text(table, "per", where) or Per.MONTH.value
+    tokens, tiers = table.get("included_tokens", 0), table.get("tiers", [])
+    if name is None:
+        raise UsageError(f"{where} says no name")
+    if per not in [each.value for each in Per]:
+        raise UsageError(f"{where}: per is day or month")
+    if not isinstance(tokens, int) or isinstance(tokens, bool):
+        raise UsageError(f"{where}: included_tokens is a whole number")
+    if not isinstance(tiers, list) or not all(isinstance(tier, str) for tier in tiers):
+        raise UsageError(f'{where}: write tiers = ["10000000=10%"]')
+    amount = parse_amount(_text(table, "included_amount", where) or "0")
+    return PlanEntry(name, Terms(Per(per), tokens, amount, tuple(sorted(parse_tier(tier) for tier in tiers))))
 
 
 def _cost(table: Mapping[str, object], where: str, *, force: bool) -> CostRate:

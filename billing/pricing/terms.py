@@ -31,7 +31,7 @@ from billing.calendar import Per
 from billing.clock import Instant
 from billing.errors import RefusedError, UsageError
 from billing.limits import TIERS_MAX, TOKENS_INCLUDED_MAX
-from billing.money import Pico, PicoPerToken, publish_rate
+from billing.money import Pico, PicoPerToken, amount_number, publish_rate
 from billing.pricing.quote import Quote
 from billing.usage import Usage
 
@@ -81,7 +81,9 @@ class Terms:
     def __str__(self) -> str:
         """Write them in a line, as the log keeps them."""
         tiers = " ".join(f"{tier.above}={discount_text(tier.discount_ppm)}" for tier in self.tiers)
-        parts = [f"per {self.per.value}", f"{self.included_tokens} tokens", f"{self.included_amount} pico", tiers]
+        included = [f"{self.included_tokens} tokens"] if self.included_tokens else []
+        included += [f"amount {amount_number(self.included_amount)}"] if self.included_amount else []
+        parts = [f"per {self.per.value}", *included, tiers]
         return ", ".join(part for part in parts if part)
 
 

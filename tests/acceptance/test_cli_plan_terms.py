@@ -54,5 +54,19 @@ def test_a_plan_includes_tokens_and_has_tiers(database: Database, capsys: pytest
         (("plan", "show", "silver"), NOT_FOUND),
     ):
         assert weir(*wrong).code == code, wrong
+    card = weir("margin", "export").out
+    assert 'included_tokens = 1000\ntiers = ["500=10%"]' in card
+    Path("card.toml").write_text(card)
+    assert weir("margin", "apply", "card.toml", "--json").json == []
+    then = weir("plan", "set", "gold", "--included-amount", "2", "--per", "day", "--json").json["effective_from"]
+    (planned,) = weir("margin", "plan", "card.toml", "--json").json["changes"]
+    assert (planned["before"], planned["after"]) == ("per day, amount 2", "per month, 1000 tokens, 500=10%")
+    assert [each["change"] for each in weir("margin", "apply", "card.toml", "--json").json] == ["change"]
+    assert weir("plan", "show", "gold", "--json").json["per"] == "month"
+    assert weir("margin", "rollback", "--to", then).code == DONE
+    assert weir("plan", "show", "gold", "--json").json["included_amount"] == "2.000000000000"
+    for table in ('name = "x"\nper = "year"', 'name = "gold"', 'name = "gold"\ntiers = [1]', "included_tokens = 5"):
+        Path("wrong.toml").write_text(f"[[plan]]\n{table}\n")
+        assert weir("margin", "apply", "wrong.toml").code == USAGE
     assert weir("plan", "set", "gold", "--none").code == DONE
     assert weir("plan", "show", "gold", "--json").json["per"] is None
