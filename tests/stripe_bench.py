@@ -23,8 +23,9 @@ from billing.ledger.outbox import Batch, State
 from billing.money import PICO_PER_MICRO, join
 from billing.stripe_sync import customers, reconcile, reported, setup
 from billing.stripe_sync.client import SdkClient
+from billing.stripe_sync.findings import Report
 from billing.stripe_sync.push import Pusher, Sent
-from billing.stripe_sync.reconcile import Reconciler, Report
+from billing.stripe_sync.reconcile import Reconciler
 from billing.usage import UsageEvent
 from tests.emulators.stripe_double import StripeDouble
 

@@ -11,7 +11,7 @@ from billing.ledger.comparisons import InvoiceCheck
 from billing.stripe_sync import push, turn
 from billing.stripe_sync import reconcile as reconciling
 from billing.stripe_sync.client import connect
-from billing.stripe_sync.reconcile import Found, Report
+from billing.stripe_sync.findings import Found, Report
 
 HOUR_COLUMNS = ("customer", "hour", "ledger_units", "stripe_units", "difference", "kind", "explanation")
 INVOICE_COLUMNS = ("customer_id", "invoice", "ledger_units", "invoiced_units", "difference", "kind", "explanation")
@@ -78,6 +78,7 @@ def _show(form: str, report: Report) -> None:
             "unreadable": unreadable,
             "resent": report.resent,
             "taken_back": report.taken_back,
+            "left_out": report.left_out,
         }
         emit_one(form, fields)
         return
@@ -99,9 +100,7 @@ def _show(form: str, report: Report) -> None:
 def _outcome(report: Report) -> int:
     if report.is_explained:
         return 0
-    count = len(report.unreadable) + sum(not each.is_explained for each in report.found)
-    count += sum(not each.is_explained for each in report.invoices)
-    click.echo(f"weir: {count} differences are unexplained; --repair mends what is proven", err=True)
+    click.echo(f"weir: {report.unexplained} differences are unexplained; --repair mends what is proven", err=True)
     return 1
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing import ids
-from billing.clock import Instant
+from billing.clock import DAY_US, SECOND_US, Instant
 from billing.ledger import schema
 
 _POINTS = schema.stripe_checkpoints
@@ -23,6 +23,8 @@ _CUSTOMERS = schema.customers
 _BATCHES = schema.meter_batches
 
 LISTED_ROWS_MAX = 1_000
+CARRIED_US_MAX = 70 * DAY_US
+"""A batch is timed in its hour, or at the start of a period that begins at most so much later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,38 +86,67 @@ class Subject:
     stripe_customer_id: str
 
 
-def subjects(conn: sa.Connection, since_s: int, only: str | None = None) -> list[Subject]:
-    """Return who is linked to Stripe, and who was and has batches timed since then; by our id."""
-    linked = sa.select(_CUSTOMERS.c.id, _CUSTOMERS.c.name, _CUSTOMERS.c.stripe_customer_id).where(
-        _CUSTOMERS.c.stripe_customer_id.is_not(None)
-    )
+def subjects(
+    conn: sa.Connection, since_s: int, after: str, customers_max: int, only: str | None = None
+) -> tuple[list[Subject], str | None]:
+    """Return who of the next customers is linked to Stripe, or was and has batches timed since then; by our id.
+
+    The second value is the customer to go on behind, None after the last: so memory does not grow with their number.
+    A batch is timed at most 35 days and a period after its hour, so older hours are not looked at.
+    """
+    columns = (_CUSTOMERS.c.id, _CUSTOMERS.c.name, _CUSTOMERS.c.stripe_customer_id)
+    page = sa.select(*columns).where(_CUSTOMERS.c.id > after) if only is None else sa.select(*columns)
+    if only is not None:
+        page = page.where(_CUSTOMERS.c.id == only)
+    query = page.order_by(_CUSTOMERS.c.id).limit(customers_max).suffix_with("/* weir:comparisons.subjects */")
+    rows = conn.execute(query).all()
+    names = {row[0]: row[1] for row in rows}
+    found = {(row[0], row[2]) for row in rows if row[2] is not None}
     sent = (
-        sa.select(_CUSTOMERS.c.id, _CUSTOMERS.c.name, _BATCHES.c.stripe_customer_id)
-        .join(_CUSTOMERS, _CUSTOMERS.c.id == _BATCHES.c.customer_id)
-        .where(_BATCHES.c.timestamp_s >= since_s, _BATCHES.c.units > 0)
+        sa.select(_BATCHES.c.customer_id, _BATCHES.c.stripe_customer_id)
+        .where(
+            _BATCHES.c.customer_id.in_(sorted(names)),
+            _BATCHES.c.window_start >= since_s * SECOND_US - CARRIED_US_MAX,
+            _BATCHES.c.timestamp_s >= since_s,
+            _BATCHES.c.units > 0,
+        )
         .distinct()
     )
-    if only is not None:
-        linked, sent = linked.where(_CUSTOMERS.c.id == only), sent.where(_CUSTOMERS.c.id == only)
-    rows = conn.execute(linked.union(sent)).all()
-    return sorted((Subject(*row) for row in rows), key=lambda each: (each.customer_id, each.stripe_customer_id))
+    found |= {(row[0], row[1]) for row in conn.execute(sent)}
+    is_last = only is not None or len(rows) < customers_max
+    return [Subject(each, names[each], stripe) for each, stripe in sorted(found)], None if is_last else rows[-1][0]
 
 
 def write(conn: sa.Connection, points: Sequence[Checkpoint]) -> None:
     """Write checkpoints, each over the one of its hour; the sums that it replaces are kept where they differ."""
+    known, new = _known(conn, points), []
     for point in points:
-        before = conn.execute(sa.select(_POINTS).where(*_is_hour(point))).mappings().one_or_none()
+        before = known.get((point.stripe_customer_id, point.event_name, point.hour_start))
         values: dict[str, object] = {name: getattr(point, name) for name in Checkpoint.__slots__}
         values["is_explained"] = int(point.is_explained)
         if before is None:
-            more = {"first_checked_at": point.checked_at, "checks": 1, "changed_from": None}
-            conn.execute(sa.insert(_POINTS).values(**values, **more))
+            new.append(values | {"first_checked_at": point.checked_at, "checks": 1, "changed_from": None})
             continue
         sums = {name: before[name] for name in ("ledger_units", "stripe_units", "kind", "checked_at")}
         is_changed = (before["ledger_units"], before["stripe_units"]) != (point.ledger_units, point.stripe_units)
         changed_from = json.dumps(sums) if is_changed else before["changed_from"]
         query = sa.update(_POINTS).where(*_is_hour(point))
         conn.execute(query.values(**values, checks=_POINTS.c.checks + 1, changed_from=changed_from))
+    if new:
+        conn.execute(sa.insert(_POINTS), new)
+
+
+def _known(conn: sa.Connection, points: Sequence[Checkpoint]) -> dict[tuple[str, str, int], sa.RowMapping]:
+    """Return what is written of these hours: one query for all, by the key's first column."""
+    if not points:
+        return {}
+    hours = [point.hour_start for point in points]
+    query = sa.select(_POINTS).where(
+        _POINTS.c.stripe_customer_id.in_(sorted({point.stripe_customer_id for point in points})),
+        _POINTS.c.hour_start.between(min(hours), max(hours)),
+    )
+    rows = conn.execute(query).mappings()
+    return {(row["stripe_customer_id"], row["event_name"], row["hour_start"]): row for row in rows}
 
 
 def matched(

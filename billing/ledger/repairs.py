@@ -7,7 +7,7 @@ stranger's. `meter_repairs` is only appended to; `settled_at` says when Stripe a
 why it did not take one.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -117,13 +117,23 @@ def unsettled(conn: sa.Connection) -> list[Repair]:
     return [_repair(row) for row in conn.execute(query.order_by(_REPAIRS.c.id)).mappings()]
 
 
-def confirm(conn: sa.Connection, batches: Iterable[Batch], now: Instant) -> int:
-    """Record that Stripe's summaries hold these batches; return how many were still as they were read."""
-    count = 0
-    for batch in batches:
-        values = {"state": str(State.CONFIRMED), "settled_at": sa.func.coalesce(_BATCHES.c.settled_at, now)}
-        count += conn.execute(_as_read(batch).values(**values)).rowcount
-    return count
+def confirm(conn: sa.Connection, batches: Sequence[Batch], now: Instant) -> None:
+    """Record that Stripe's summaries hold these batches; one that is not as it was read stays what it is."""
+    if batches:
+        rows = [
+            {"of_id": batch.id, "of_state": str(batch.state), "of_attempts": batch.attempts, "of_resend": batch.resend}
+            for batch in batches
+        ]
+        settled_at = sa.func.coalesce(_BATCHES.c.settled_at, now)
+        conn.execute(_CONFIRM.values(state=str(State.CONFIRMED), settled_at=settled_at), rows)
+
+
+_CONFIRM = sa.update(_BATCHES).where(
+    _BATCHES.c.id == sa.bindparam("of_id"),
+    _BATCHES.c.state == sa.bindparam("of_state"),
+    _BATCHES.c.attempts == sa.bindparam("of_attempts"),
+    _BATCHES.c.resend == sa.bindparam("of_resend"),
+)
 
 
 def send_again(conn: sa.Connection, batch: Batch, key: str, now: Instant) -> bool:

@@ -11,6 +11,7 @@
     token_setup     tokens mode: meters, products and prices of tokens, by the rate card or by what usage needs
     token_lanes     tokens mode: each customer's meters, and the items of its subscription, before a push
     our_prices      which lines of an invoice bill usage, and whose batches
+    findings    what a comparison found, in bounded memory
     drift           what somebody changed at Stripe since setup
     customers   a customer at Stripe and its subscription
     webhook     verify, store, 200

@@ -19,6 +19,8 @@ from billing.stripe_sync.port import Item, Meter, Product, StripePort
 from billing.stripe_sync.setup import Wanted
 from billing.stripe_sync.token_parts import Rate, TokenType
 
+ENDED = ("canceled", "incomplete_expired")
+ITEMS_SHOWN_MAX = 10
 SETUP = "run `weir stripe setup`"
 CONSEQUENCES = {
     Kind.METER: "usage is refused until then, and kept",

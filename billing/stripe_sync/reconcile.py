@@ -11,21 +11,21 @@ a request of Stripe's for each customer and meter, at a pace below Stripe's 25 a
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from billing.clock import DAY_US, HOUR_US, SECOND_US, Clock, Instant, hour_start
 from billing.config import Config
 from billing.errors import RefusedError, StripeError
 from billing.ledger import comparisons, periods, repairs
-from billing.ledger.comparisons import Checkpoint, InvoiceCheck, Run, Subject
+from billing.ledger.comparisons import Checkpoint, Run, Subject
 from billing.ledger.database import Connection, Database
 from billing.ledger.outbox import Batch
 from billing.ledger.repairs import Kind as RepairKind
 from billing.stripe_sync import differences, invoices, retry, turn
 from billing.stripe_sync.differences import Finding, Ghost, SendAgain, Step
+from billing.stripe_sync.findings import Found, Report
 from billing.stripe_sync.lanes import Lanes, Pace
 from billing.stripe_sync.port import StripePort, Summary
 from billing.stripe_sync.push import Pusher
@@ -41,49 +41,6 @@ SINCE_US = 7 * DAY_US
 
 SINCE_US_MAX = 36 * DAY_US
 ACTOR = "reconcile"
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A finding, whose hour it is, and whether a check that matched before has other sums now."""
-
-    subject: Subject
-    event_name: str
-    finding: Finding
-    windows: tuple[str, ...]
-    was_matched: tuple[int, int] | None = None
-
-    @property
-    def is_explained(self) -> bool:
-        """Whether nobody needs to look at it."""
-        return self.finding.is_explained
-
-
-@dataclass(slots=True)
-class Report:
-    """What a run found: every hour with usage on either side, invoices, and whom Stripe would not tell about."""
-
-    since: Instant
-    until: Instant
-    found: list[Found] = field(default_factory=list)
-    invoices: list[InvoiceCheck] = field(default_factory=list)
-    unreadable: list[tuple[Subject, str]] = field(default_factory=list)
-    subjects: int = 0
-    resent: int = 0
-    taken_back: int = 0
-
-    @property
-    def is_explained(self) -> bool:
-        """Whether everything was compared, and each difference has a known reason."""
-        sums = [*(each.is_explained for each in self.found), *(each.is_explained for each in self.invoices)]
-        return not self.unreadable and all(sums)
-
-    @property
-    def kinds(self) -> Mapping[str, int]:
-        """How many hours and invoice lines are of each kind."""
-        kinds = Counter(str(each.finding.kind) for each in self.found)
-        kinds.update(check.kind for check in self.invoices)
-        return dict(sorted(kinds.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +89,19 @@ class Reconciler:
         if start >= end:
             raise RefusedError("there is nothing to compare: --since lies behind --until, or in the future")
         report = Report(start, end)
-        with self.database.reading() as conn:
-            oldest_s = min(start, started_at - SINCE_US_MAX) // SECOND_US
-            subjects = comparisons.subjects(conn, oldest_s, customer_id)
-        report.subjects = len(subjects)
+        oldest_s = min(start, started_at - SINCE_US_MAX) // SECOND_US
         meters = {meter.event_name: meter.id for meter in sorted(self.port.meters(), key=lambda each: each.is_active)}
         pace = Pace(self.reads_per_s)
         with Lanes(partial(self._ask, pace), LANES) as lanes:
-            for first in range(0, len(subjects), CHUNK_SUBJECTS):
+            after: str | None = ""
+            while after is not None:
                 if self.is_stopping():
                     return report
-                chunk = subjects[first : first + CHUNK_SUBJECTS]
-                self._chunk(lanes, chunk, meters, report, is_reaching_back=since is None)
+                with self.database.reading() as conn:
+                    chunk, after = comparisons.subjects(conn, oldest_s, after, CHUNK_SUBJECTS, customer_id)
+                if chunk:
+                    self._chunk(lanes, chunk, meters, report, is_reaching_back=since is None)
+                report.subjects += len(chunk)
         late = self._check_invoices(report, customer_id)
         if is_repairing:
             self._repair(report)
@@ -180,11 +138,10 @@ class Reconciler:
         with self.database.reading() as conn:
             found = [each for ask, answer in told for each in self._compare(conn, ask, answer, asked_at)]
         with self.database.writing() as conn:
-            for each in found:
-                repairs.confirm(conn, each.finding.confirmed, self.now())
-            comparisons.write(conn, [_checkpoint(each, asked_at) for each in found])
+            repairs.confirm(conn, [batch for each in found for batch in each.finding.confirmed], self.now())
+            comparisons.write(conn, [_checkpoint(each, asked_at) for each in found if not each.is_known])
         self.reached("checked")
-        report.found += found
+        report.add(found)
 
     def _asks(
         self, subjects: Sequence[Subject], meters: Mapping[str, str], report: Report, *, is_reaching_back: bool
@@ -229,9 +186,11 @@ class Reconciler:
             ]
             finding = differences.explain(Instant(start), of_hour, haunting, units.get(start, 0), asked_at)
             matched = before.get((ask.subject.stripe_customer_id, ask.event_name, start))
-            is_changed = matched is not None and matched != (finding.ledger_units, finding.stripe_units)
+            sums = (finding.ledger_units, finding.stripe_units)
+            is_changed = matched is not None and matched != sums
+            is_known = matched == sums and finding.kind is differences.Kind.MATCH
             windows = tuple(differences.window_text(of_hour))
-            yield Found(ask.subject, ask.event_name, finding, windows, matched if is_changed else None)
+            yield Found(ask.subject, ask.event_name, finding, windows, matched if is_changed else None, is_known)
 
     def _check_invoices(self, report: Report, customer_id: str | None) -> list[Batch]:
         """Compare the invoices of periods that ended since; return the batches that are on none for being late."""
@@ -249,7 +208,7 @@ class Reconciler:
                     subject = Subject(boundary.customer_id, boundary.customer_id, boundary.stripe_customer_id)
                     report.unreadable.append((subject, str(error)))
                     continue
-                report.invoices += [check for check, _ in results]
+                report.add_invoices(check for check, _ in results)
                 late += [batch for _, batches in results for batch in batches]
             after = found[-1].customer_id
         return late
@@ -339,10 +298,7 @@ def run(
         pushing.send()
     mended = {each.subject.customer_id for each in report.found if each.finding.steps}
     mended |= {each.customer_id for each in report.invoices if not each.is_explained}
-    for concerned in sorted(mended):
-        again = reconciling.run(since, until, concerned)
-        report.found = [each for each in report.found if each.subject.customer_id != concerned] + again.found
-        report.invoices = [each for each in report.invoices if each.customer_id != concerned] + again.invoices
+    report.replace_customers(mended, [reconciling.run(since, until, concerned) for concerned in sorted(mended)])
     return report
 
 

@@ -13,7 +13,7 @@ from billing.errors import StripeError
 from billing.ledger import accounts, inbox, stripe_objects
 from billing.ledger.database import Database
 from billing.ledger.stripe_objects import Kind
-from billing.stripe_sync import effects
+from billing.stripe_sync import drift, effects
 from billing.stripe_sync.effects import (
     Effect,
     Resume,
@@ -36,10 +36,12 @@ def refresh(
     """Refetch a linked customer and apply what follows; return the effects. Raises StripeError."""
     with database.reading() as conn:
         account = accounts.get_customer(conn, customer_id)
-        meter_id = stripe_objects.known(conn).get(Kind.METER)
+        known = stripe_objects.known(conn)
+        meter_id, price_id = known.get(Kind.METER), known.get(Kind.PRICE)
     if account.stripe_customer_id is None:
         return ()
     seen = _fetch(port, account.stripe_customer_id, account.stripe_subscription_id)
+    _tell_of_items(seen, meter_id, price_id, customer_id)
     decided = effects.decide(account, seen, meter_id, config.dunning, now)
     if decided:
         _apply(database, customer_id, decided, now, actor)
@@ -75,6 +77,17 @@ def _fetch(port: StripePort, stripe_customer_id: str, subscription_id: str | Non
         return Seen(is_deleted=True, subscription=None, open_invoices=())
     subscription = None if subscription_id is None else port.find_subscription(subscription_id)
     return Seen(is_deleted=False, subscription=subscription, open_invoices=port.open_invoices(stripe_customer_id))
+
+
+def _tell_of_items(seen: Seen, meter_id: str | None, price_id: str | None, customer_id: str) -> None:
+    """Log an error if somebody changed what a living subscription bills; Stripe shows ten of its items at first."""
+    subscription = seen.subscription
+    if subscription is None or meter_id is None or price_id is None or subscription.status in drift.ENDED:
+        return
+    found = drift.of_items(subscription.items, meter_id, price_id, subscription.id)
+    if found is not None and len(subscription.items) < drift.ITEMS_SHOWN_MAX:
+        fields = {"customer_id": customer_id, "subscription": subscription.id}
+        logger.error("stripe.subscription.drift", extra=fields | {"fault": found.fault, "advice": found.remedy})
 
 
 def _apply(database: Database, customer_id: str, decided: Iterable[Effect], now: Instant, actor: str) -> None:

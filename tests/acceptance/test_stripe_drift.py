@@ -8,7 +8,9 @@ import pytest
 from billing import clock
 from billing.cli import app, stripe
 from billing.clock import SECOND_US
+from billing.ledger import accounts
 from billing.ledger.inbox import State
+from billing.stripe_sync import reconcile, refresh
 from tests.acceptance.commands import DONE, FAILED, Weir, at_stripe, runner
 from tests.emulators.stripe_double import StripeDouble
 from tests.stripe_bench import Bench, bench
@@ -114,3 +116,52 @@ def test_thin_twins_of_v1_events_have_the_same_effect(made: Bench, kind: str) ->
         assert made.now() % SECOND_US == 0
     finally:
         hooked.close()
+
+
+def test_the_status_names_what_was_changed_at_stripe_and_goes_on_without_stripe(made: Bench, weir: Weir) -> None:
+    """Each object with what follows and what mends it; offline, and while Stripe is away, the rest is shown."""
+    assert weir("stripe", "status", "--json").json["drift"] == []
+    ids = switch_off(made.double, made)
+    found = weir("stripe", "status", "--json").json["drift"]
+    assert {(row["kind"], row["stripe_id"]) for row in found} == set(
+        zip(("meter", "product", "price"), ids, strict=True)
+    )
+    assert all("weir stripe setup" in row["remedy"] for row in found)
+    assert "switched off at Stripe" in weir("stripe", "status").out
+    made.double.fault("server_error", "/v1/billing/meters", times=None)
+    answer = weir("stripe", "status", "--json").json
+    assert (answer["drift"], "500" in answer["drift_unknown"]) == ([], True)
+    assert weir("stripe", "status", "--offline", "--json").json["drift_unknown"] is None
+    made.double.clear_faults()
+    assert weir("stripe", "setup").code == DONE
+    assert weir("stripe", "status", "--json").json["drift"] == []
+
+
+def test_everybody_is_compared_however_few_are_read_at_a_time(made: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a customer that was unlinked since, at its old link; and nobody twice."""
+    monkeypatch.setattr(reconcile, "CHUNK_SUBJECTS", 2)
+    everybody = [made.add(f"c{number}", is_linked=number != 2) for number in range(6)]
+    for customer in everybody:
+        made.record(customer.id, 3_000_000)
+    made.push(is_closing=True)
+    with made.database.writing() as conn:
+        accounts.unlink(conn, everybody[3].id, made.now(), "test")
+    made.double.clock.advance(hours=2)
+    report = made.reconcile()
+    assert (report.subjects, report.kinds, report.is_explained) == (5, {"match": 5}, True)
+    assert len({each.subject.stripe_customer_id for each in report.found}) == 5
+    assert made.reconcile().kinds == {"match": 5}
+
+
+def test_a_subscription_that_bills_our_meter_no_longer_is_told(made: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody takes the item away, or puts another price in its place: usage would be counted and never invoiced."""
+    acme = made.add("acme")
+    item = made.double.objects("subscription")[0]["items"]["data"][0]
+    refresh.refresh(made.config, made.database, made.port, acme.id, made.now())
+    assert not [each for each in caplog.records if each.message == "stripe.subscription.drift"]
+    item["price"] = item["price"] | {"id": "price_other"}
+    refresh.refresh(made.config, made.database, made.port, acme.id, made.now())
+    item["price"] = item["price"] | {"recurring": item["price"]["recurring"] | {"meter": None}}
+    refresh.refresh(made.config, made.database, made.port, acme.id, made.now())
+    told = [each.__dict__["fault"] for each in caplog.records if each.message == "stripe.subscription.drift"]
+    assert ["price_other" in told[0], "has no item for our meter" in told[1]] == [True, True]

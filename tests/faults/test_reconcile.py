@@ -10,7 +10,7 @@ from billing.ledger import comparisons
 from billing.ledger.outbox import State
 from billing.stripe_sync import retry
 from billing.stripe_sync.differences import Kind
-from billing.stripe_sync.reconcile import Report
+from billing.stripe_sync.findings import Report
 from tests.emulators.stripe_double import FaultKind
 from tests.stripe_bench import NOON, Bench, CrashError, bench
 
