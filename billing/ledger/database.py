@@ -9,6 +9,8 @@ a commit that returned survives a power cut (https://sqlite.org/pragma.html#prag
 import fcntl
 import os
 import socket
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,13 +62,30 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """Open a transaction that may write; it commits at the end of the block, or rolls back on an exception."""
-        with self._connected() as connected:
+    def writing(self, lock_wait_s: int | None = None) -> Iterator[sa.Connection]:
+        """Open a transaction that may write; it commits at the end of the block, or rolls back on an exception.
+
+        `lock_wait_s`: how long to wait for SQLite's one writer, if not as long as always.
+        """
+        with self._connected() as connected, self._patience(connected, lock_wait_s):
             begin = {"weir_begin": "BEGIN IMMEDIATE"} if self.is_sqlite else {}
             connection = connected.execution_options(**begin)
             with connection.begin():
                 yield connection
+
+    @contextmanager
+    def _patience(self, connected: sa.Connection, wait_s: int | None) -> Iterator[None]:
+        driver = connected.connection.dbapi_connection if self.is_sqlite and wait_s is not None else None
+        if driver is None or wait_s is None:
+            yield
+            return
+        cursor = driver.cursor()
+        before = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+        cursor.execute(f"PRAGMA busy_timeout = {wait_s * 1_000}")
+        try:
+            yield
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {before}")
 
     @contextmanager
     def writing_on(self, held: list[sa.Connection]) -> Iterator[sa.Connection]:
@@ -225,9 +244,9 @@ def _sqlite_engine(url: sa.URL, wait_s: int) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves: sqlite3's own begins too late for reads
+        connection.execute(f"PRAGMA busy_timeout = {wait_s * 1_000}")
+        _keep_journal_ahead(connection, time.monotonic() + wait_s)
         for pragma in (
-            f"busy_timeout = {wait_s * 1_000}",
-            "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
             f"cache_size = -{SQLITE_CACHE_KIB}",
@@ -239,6 +258,19 @@ def _sqlite_engine(url: sa.URL, wait_s: int) -> sa.Engine:
         connection.exec_driver_sql(connection.get_execution_options().get("weir_begin", "BEGIN"))
 
     return engine
+
+
+def _keep_journal_ahead(connection: sqlite3.Connection, deadline_s: float) -> None:
+    """Switch to WAL. Who does so on a new file while another does is told "locked" at once, whatever the time-out."""
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _postgresql_engine(url: sa.URL, wait_s: int) -> sa.Engine:

@@ -40,7 +40,7 @@ def upgrade(database: Database, *, to: str = "head", now: Clock = clock.now) -> 
     Raises SchemaError if the database is newer than this program or the upgrade failed: nothing was changed.
     """
     try:
-        with database.writing() as conn:
+        with database.writing(TURN_WAIT_S) as conn:
             if not database.is_sqlite:
                 _take_turn(conn)
             before = _revision_of(conn)

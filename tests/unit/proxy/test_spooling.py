@@ -27,8 +27,8 @@ class FarAway(Database):
     """A ledger to which it is longer than to the spool."""
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        with super().writing() as connection:
+    def writing(self, lock_wait_s: int | None = None) -> Iterator[Connection]:
+        with super().writing(lock_wait_s) as connection:
             yield connection
             time.sleep(0.05)
 
