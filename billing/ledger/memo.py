@@ -32,7 +32,7 @@ SUFFIX = ".memo"
 
 TABLES = (
     *(schema.directory_epoch, schema.customers, schema.suspensions, schema.api_keys, schema.budgets),
-    *(schema.plans, schema.plan_assignments, schema.cost_rates, schema.margin_rules),
+    *(schema.plans, schema.plan_assignments, schema.plan_terms, schema.cost_rates, schema.margin_rules),
     schema.credit_entries,
 )
 """What `principals.load` and `versions.load_book` read."""
