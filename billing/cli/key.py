@@ -115,7 +115,10 @@ def list_(session: Session, customer: str | None, form: str) -> None:
             names = {found.id: found.name}
             keys = accounts.list_keys(conn, found.id)
         tags = key_tags.of_all(conn)
-    rows = [{**row(each, names[each.customer_id], session.now), "tags": list(tags.get(each.id, ()))} for each in keys]
+    rows = [
+        {**row(each, names[each.customer_id], session.now), "tags": key_tags.parse(tags.get(each.id, ()))}
+        for each in keys
+    ]
     emit(form, rows, (*LIST_COLUMNS, *(("tags",) if tags else ())), title="keys")
 
 

@@ -344,8 +344,9 @@ def test_a_trace_tells_a_request_from_its_prices_to_its_batch(
     assert (traced["meter_batch_state"], traced["is_carried_forward"]) == ("pending", False)
     assert traced["meter_event"].startswith(f"weir-{used['acme']}-")
     assert traced["billed_at"] == "2026-03-01T12:59:59Z"
+    assert (before["meter_batches"], [each["meter_batch"] for each in traced["meter_batches"]]) == ([], [early[0]])
     changed = {"meter_batch", "meter_batch_state", "meter_event", "billed_at"}
-    assert {name for name in before if traced[name] != before[name]} == changed
+    assert {name for name in before if traced[name] != before[name]} == changed | {"meter_batches"}
     assert traced.keys() == before.keys()
     assert {before[name] for name in changed} == {None}
 

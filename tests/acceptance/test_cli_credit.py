@@ -138,7 +138,8 @@ def test_another_currency_is_refused(weir: Weir, tmp_path: Path) -> None:
     config.write_text(config.read_text(encoding="utf-8") + '[billing]\ncurrency = "eur"\n', encoding="utf-8")
     answer = weir("credit", "grant", "acme", "5")
     assert answer.code == REFUSED
-    assert "credit is in usd" in answer.err
+    assert "this ledger is in usd" in answer.err
+    config.write_text(config.read_text(encoding="utf-8").replace("eur", "usd"), encoding="utf-8")
     assert json.loads(weir("credit", "show", "acme", "--json").out)["currency"] == "usd"
 
 

@@ -209,7 +209,7 @@ def test_keys_get_tags_and_lose_them(weir: Weir) -> None:
     changed = weir("key", "set", key["id"], "--tag", "team=green", "--tag", "env=test", "--json").json
     assert changed["tags"] == {"env": "test", "team": "green"}
     assert weir("key", "set", key["id"], "--untag", "env", "--json").json["tags"] == {"team": "green"}
-    assert [each["tags"] for each in weir("key", "list", "--customer", "ben", "--json").json] == [["team=green"]]
+    assert [each["tags"] for each in weir("key", "list", "--customer", "ben", "--json").json] == [{"team": "green"}]
     for options, code in (
         (("--tag", "team"), USAGE),
         (("--tag", "a=1", "--tag", "a=2"), USAGE),

@@ -237,7 +237,7 @@ def test_without_stripe_only_the_databases_own_jobs_run(made: Bench) -> None:
     off = Config(database=made.config.database)
     with started(made, config=off):
         names = {each.name for each in workers()}
-    assert names <= {"weir-partitions", "weir-credit", "weir-recovery", "weir-spool", "weir-notify"}
+    assert names <= {"weir-partitions", "weir-credit", "weir-recovery", "weir-spool", "weir-notify", "weir-terms"}
 
 
 def test_the_months_of_the_events_are_made_ahead(made: Bench) -> None:
