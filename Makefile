@@ -15,7 +15,7 @@ demo: $(READY)  ## The main job on real local inference, in about a minute; leav
 	@$(BIN)/python -m tests.demo
 
 test: $(READY) system  ## The fast suite, on SQLite and PostgreSQL
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests
 
 test-slow: $(READY) system  ## What takes minutes: long fault runs, others' clients (needs npm), properties with new examples
 	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=explore -m slow tests
