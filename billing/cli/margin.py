@@ -88,7 +88,8 @@ def set_margin(
 
     --fixed output=0.10 takes the place of cost and margin for that unit, and for parts of it that have no fixed price
     of their own (cached, image and audio input, reasoning); the rest follows MARGIN, which may be left out where input
-    and output are fixed. --minimum, like --floor, holds for all under the rule, whatever a more specific one says.
+    and output are fixed. --minimum, like --floor, holds for all under the rule, whatever a more specific one says;
+    a plan's volume tiers come on top of both, and stop at cost.
 
     It holds from now on, or from an instant to come. The most specific rule wins: customer and model, then
     customer, then plan and model, then plan, then model, then all. History keeps its prices: also a margin that

@@ -7,7 +7,7 @@ units with its currency in a column of its own, so that no format can round it.
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -30,9 +30,18 @@ def listing(command: _Command) -> _Command:
 
 
 def emit(
-    form: str, rows: Sequence[Row], columns: Sequence[str], *, title: str | None = None, total: Row | None = None
+    form: str,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    *,
+    title: str | None = None,
+    total: Row | None = None,
+    sparse: Collection[str] = (),
 ) -> None:
-    """Print rows; JSON has every field of each row, table and CSV the named columns, a table `total` below them."""
+    """Print rows; JSON has every field of each row, table and CSV the named columns, a table `total` below them.
+
+    A table leaves out those of the columns `sparse` that are 0 in every row.
+    """
     if form == "json":
         click.echo(json.dumps([dict(row) for row in rows], indent=2, ensure_ascii=False))
     elif form == "csv":
@@ -42,7 +51,7 @@ def emit(
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
         click.echo(buffer.getvalue(), nl=False)
     else:
-        _print_table(rows, columns, title, total)
+        _print_table(rows, [name for name in columns if name not in sparse or _says(rows, name)], title, total)
 
 
 def emit_one(form: str, row: Row, *, title: str | None = None) -> None:
@@ -69,6 +78,10 @@ def _print_table(rows: Sequence[Row], columns: Sequence[str], title: str | None,
     for row in rows:
         table.add_row(*(_styled(row.get(column)) for column in columns))
     console().print(table if rows else "nothing to show")
+
+
+def _says(rows: Sequence[Row], column: str) -> bool:
+    return any(row.get(column) for row in rows)
 
 
 def _styled(value: object) -> Text:

@@ -102,6 +102,8 @@ def set_terms(
 ) -> None:
     """Change what NAME includes and its tiers, as a whole, from now on or from an instant to come.
 
+    Tiers come on top of margins, floors and minimums, and stop at cost.
+
     In the middle of a period the count of tokens goes on: what was used keeps its terms, what follows has the new ones.
     """
     terms = _terms(included_tokens, included_amount, tiers, per)

@@ -139,7 +139,8 @@ def _show(session: Session, what: str, form: str, found: _Found, row: _MakeRow, 
     if options.is_chart and form == "table":
         _draw(found, session.config.billing.currency)
         return
-    emit(form, rows, shown, title=title(what, found.asked.selection, found.asked.zone), total=_total(found, row_of))
+    heading = title(what, found.asked.selection, found.asked.zone)
+    emit(form, rows, shown, title=heading, total=_total(found, row_of), sparse=usage.SPARSE_COUNTS)
 
 
 def _total(found: _Found, row_of: Callable[[Pair], Row]) -> Row | None:

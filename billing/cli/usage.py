@@ -100,7 +100,7 @@ def usage(
             row.update(standing.columns_of(states, customer_id, line.total.key_id))
     more = BUDGET_COLUMNS if states else ()
     shown = [*report.columns(asked.groups, ("cost", "amount")), *more]
-    emit(form, rows, shown, title=title("usage", asked.selection, zone))
+    emit(form, rows, shown, title=title("usage", asked.selection, zone), sparse=report.SPARSE_COUNTS)
 
 
 def _budgets(session: Session, customer_ids: Collection[str]) -> list[State]:

@@ -3,7 +3,8 @@
 A fixed price takes the place of cost and margin for its unit. A part without a fixed price of its own takes that of its
 whole (cached, image and audio input: input; reasoning: output), as everywhere. What is not fixed at all follows the
 rule's margin. A minimum is the money's counterpart of a floor: under the scope of its rule no such unit is sold for
-less, by whatever rule, also a fixed one; of several the highest holds. A part that is sold at the price of its whole
+less, by whatever rule, also a fixed one; of several the highest holds. (The volume tiers of a plan come on top, by
+adjustments, and stop at cost: `terms.py`.) A part that is sold at the price of its whole
 goes on following it, unless it has a minimum of its own.
 
 Invariant: all of it is settled when a quote is made, in whole picounits per unit. So a request's amount stays the sum

@@ -35,6 +35,9 @@ COUNTS = (
     *("requests", "input_tokens", "cached_input_tokens", "image_input_tokens", "audio_input_tokens"),
     *("output_tokens", "reasoning_tokens"),
 )
+SPARSE_COUNTS = ("image_input_tokens", "audio_input_tokens")
+"""Those that most ledgers have none of: a table leaves them out where they are 0."""
+
 _NO_COUNTS = (0, 0, 0, 0, 0, 0, 0)
 _SUMMED = (*COUNTS, "cost", "amount", "credit")
 

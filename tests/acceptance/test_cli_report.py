@@ -151,6 +151,8 @@ def test_revenue_is_told_with_its_share(weir: Weir) -> None:
 def test_a_table_has_its_total_and_a_chart_its_bars(weir: Weir) -> None:
     """Of three requests at 23 % margin 12 cells are longest; a loss is drawn behind what was earned."""
     table = weir("report", "margin", "--by", "customer").out
+    assert "image" not in table, "what nobody has used has no column"
+    assert "image_input_tokens" in weir("report", "margin", "--by", "customer", "--csv").out
     assert table.splitlines()[-1].split()[:2] == ["total", "6"]
     assert "0.000630000000" in table
     assert "total" not in weir("report", "margin", "--by", "tag").out  # its rows share usage

@@ -86,6 +86,8 @@ def test_images_and_audio_are_priced_where_the_upstream_reports_them(database_ur
         assert (traced["unit_prices"]["image_input"], traced["unit_prices"]["audio_input"]) == ("0.0650", "0.0065")
         (line,) = json.loads(gateway.weir("usage", "--json"))
         assert picked(line) == {name: 3 * count for name, count in COUNTS.items()}
+        for table in (gateway.weir("usage"), gateway.weir("report", "margin")):
+            assert "image input" in table
         receipt = ask(gateway, request(gateway.key, method="GET", path=f"/v1/requests/{answer.id}"))
         assert picked(json.loads(receipt.body)) == COUNTS
         models = json.loads(ask(gateway, request(gateway.key, method="GET", path="/v1/models")).body)
